@@ -1,0 +1,93 @@
+r"""Residuals of a differential equation, point by point.
+
+A PINN objective is a weighted sum of mean squares,
+$L(u) = \sum_t w_t \frac{1}{N_t} \sum_{i} |r_t(u, x_i^t)|^2$. First-order optimizers need only its
+value; Gauss-Newton methods need the vector of residuals, and they need it *per point*, since the
+Jacobian row of one point is cheap (one reverse pass) while a reverse pass per row over the batched
+residual is not. A `ResidualTerm` therefore describes what happens at a single point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from opifex.core.checks import check_callable, check_positive
+
+PointFunction = Callable[[Float[Array, " dim"]], Float[Array, " components"]]
+"""A function of one point: shape (input_dim,) to shape (output_dim,). Every model is one."""
+
+__all__ = ["PointFunction", "ResidualTerm", "mean_square_loss", "residual_vector"]
+
+
+@dataclass(frozen=True)
+class ResidualTerm:
+    """One term of a least-squares objective.
+
+    Attributes:
+        name: what the term enforces, for instance ``"interior"`` or ``"boundary"``.
+        residual: ``residual(u, x)`` with ``u`` a `PointFunction` and ``x`` one point (or one row of
+            whatever data the term needs); returns a scalar or a vector of components.
+        weight: factor of the term's mean square in the loss.
+    """
+
+    name: str
+    residual: Callable[[PointFunction, Float[Array, " dim"]], Array]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_callable("residual", self.residual)
+        check_positive("weight", self.weight)
+
+    def evaluate(self, u: PointFunction, points: Float[Array, "n dim"]) -> Float[Array, "n m"]:
+        """Residuals at all points, shape (n, components), without the weight."""
+        return jax.vmap(lambda x: jnp.atleast_1d(self.residual(u, x)))(points)
+
+
+def _check_arity(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None:
+    if len(terms) != len(points):
+        raise ValueError(
+            f"points must hold one array per term ({[t.name for t in terms]}), "
+            f"got {len(points)} arrays"
+        )
+
+
+def residual_vector(
+    terms: Sequence[ResidualTerm], u: PointFunction, *points: Float[Array, "n dim"]
+) -> Float[Array, " total"]:
+    r"""All residuals, scaled so that the sum of their squares is the loss.
+
+    The residuals of term $t$ are multiplied by $\sqrt{w_t / N_t}$.
+
+    Raises:
+        ValueError: if the number of point arrays is not the number of terms.
+    """
+    _check_arity(terms, points)
+    return jnp.concatenate(
+        [
+            jnp.sqrt(term.weight / x.shape[0]) * term.evaluate(u, x).reshape(-1)
+            for term, x in zip(terms, points, strict=True)
+        ]
+    )
+
+
+def mean_square_loss(
+    terms: Sequence[ResidualTerm], u: PointFunction, *points: Float[Array, "n dim"]
+) -> Float[Array, ""]:
+    """The weighted sum of mean squares.
+
+    Raises:
+        ValueError: if the number of point arrays is not the number of terms.
+    """
+    _check_arity(terms, points)
+    return sum(
+        (
+            term.weight * jnp.mean(jnp.sum(term.evaluate(u, x) ** 2, axis=-1))
+            for term, x in zip(terms, points, strict=True)
+        ),
+        start=jnp.zeros(()),
+    )

@@ -1,0 +1,142 @@
+"""Multilayer perceptron whose width, and optionally depth, can grow between levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from opifex.core.checks import check_callable, check_positive_int
+
+Activation = Callable[[Array], Array]
+
+__all__ = ["MLP", "Activation", "HiddenLayer"]
+
+
+class HiddenLayer(nnx.Module):
+    r"""A dense layer with its activation, optionally blended with the identity by a trainable gate.
+
+    Without a gate the layer is $h \mapsto \sigma(W^T h + b)$. With a gate $\alpha$ it is
+    $h \mapsto h + \alpha\,(\sigma(W^T h + b) - h)$: $\alpha = 1$ is the plain layer and
+    $\alpha = 0$ is exactly the identity, which is how depth is added without changing the
+    function (the adaptive skip of PirateNets, arXiv:2402.00326, section 4).
+
+    Args:
+        input_size: number of incoming features.
+        output_size: number of outgoing features.
+        activation: elementwise function.
+        gated: add the gate; needs ``input_size == output_size``.
+        param_dtype: dtype of the parameters.
+        rngs: random streams; ``params`` is used.
+
+    Raises:
+        ValueError: if ``gated`` and the two sizes differ.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        activation: Activation,
+        gated: bool = False,
+        param_dtype: jnp.dtype | type = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if gated and input_size != output_size:
+            raise ValueError(
+                f"gated=True needs equal sizes, got input_size={input_size}, "
+                f"output_size={output_size}"
+            )
+        self.dense = nnx.Linear(input_size, output_size, param_dtype=param_dtype, rngs=rngs)
+        self.gate = nnx.Param(jnp.ones((), param_dtype)) if gated else None
+        self.activation = activation
+
+    def __call__(self, features: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Apply the layer."""
+        new = self.activation(self.dense(features))
+        if self.gate is None:
+            return new
+        return features + self.gate[...] * (new - features)
+
+
+class MLP(nnx.Module):
+    """A multilayer perceptron: hidden layers with an activation, then a linear output layer.
+
+    Args:
+        input_dim: number of input coordinates.
+        output_dim: number of output components.
+        hidden_dims: width of each hidden layer, at least one.
+        activation: elementwise function of the hidden layers; smooth ones (``tanh``, ``gelu``)
+            for problems that differentiate the network.
+        depth_gates: give every hidden layer after the first a trainable gate, so that layers can
+            be added later without changing the function; needs equal hidden widths.
+        param_dtype: dtype of the parameters; computations promote with the input.
+        rngs: random streams; ``params`` is used.
+
+    Raises:
+        ValueError: if a size is not positive, ``hidden_dims`` is empty, or ``depth_gates`` is set
+            and the hidden widths differ.
+        TypeError: if a size is not an integer or ``activation`` is not callable.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        activation: Activation = jnp.tanh,
+        depth_gates: bool = False,
+        param_dtype: jnp.dtype | type = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.input_dim = check_positive_int("input_dim", input_dim)
+        self.output_dim = check_positive_int("output_dim", output_dim)
+        if len(hidden_dims) == 0:
+            raise ValueError("hidden_dims must name at least one hidden layer, got an empty list")
+        widths = tuple(
+            check_positive_int(f"hidden_dims[{i}]", w) for i, w in enumerate(hidden_dims)
+        )
+        check_callable("activation", activation)
+        if depth_gates and len(set(widths)) != 1:
+            raise ValueError(f"depth_gates=True needs equal hidden_dims, got {list(widths)}")
+        self.hidden_dims = widths
+        sizes = (self.input_dim, *widths)
+        self.hidden = nnx.List(
+            HiddenLayer(
+                sizes[i],
+                sizes[i + 1],
+                activation=activation,
+                gated=depth_gates and i > 0,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+            for i in range(len(widths))
+        )
+        self.output = nnx.Linear(widths[-1], self.output_dim, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Evaluate the network at points.
+
+        Args:
+            x: points, last axis of size ``input_dim``; a single point has no batch axis.
+
+        Returns:
+            Values with the same leading axes and last axis ``output_dim``.
+
+        Raises:
+            ValueError: if the last axis of ``x`` is not ``input_dim``.
+        """
+        if jnp.ndim(x) == 0 or x.shape[-1] != self.input_dim:
+            raise ValueError(
+                f"x must have a last axis of size input_dim={self.input_dim}, "
+                f"got shape {jnp.shape(x)}"
+            )
+        features: jax.Array = x
+        for layer in self.hidden:
+            features = layer(features)
+        return self.output(features)

@@ -1,0 +1,1 @@
+"""Training: the compiled loop, adaptive sampling and multilevel strategies."""
