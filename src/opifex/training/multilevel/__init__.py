@@ -1,1 +1,73 @@
-"""Placeholder."""
+"""Multilevel training: hierarchies, transfer operators, optimizers that follow, strategies."""
+
+from opifex.training.errors import NonFiniteLossError
+from opifex.training.multilevel.advance import (
+    AdvanceRule,
+    FixedEpochs,
+    LevelProgress,
+    PlateauAdvance,
+    ResidualSpectrumAdvance,
+    WorkOptimalAdvance,
+)
+from opifex.training.multilevel.axes import (
+    FIXED,
+    READS,
+    READS_CENTRED,
+    WRITES,
+    Axis,
+    LayerAxes,
+    register_axes,
+)
+from opifex.training.multilevel.cascade import CascadeTrainer
+from opifex.training.multilevel.config import MultilevelConfig
+from opifex.training.multilevel.hierarchy import (
+    create_depth_hierarchy,
+    create_fno_hierarchy,
+    create_network_hierarchy,
+)
+from opifex.training.multilevel.history import Evaluation, History, Transition
+from opifex.training.multilevel.optimizer import (
+    MultilevelAdam,
+    MultilevelOptimizer,
+    transfer_optimizer_state,
+)
+from opifex.training.multilevel.transfer import (
+    prolongate,
+    prolongate_fno_modes,
+    prolongate_preserving,
+    restrict,
+    restrict_fno_modes,
+)
+
+__all__ = [
+    "FIXED",
+    "READS",
+    "READS_CENTRED",
+    "WRITES",
+    "AdvanceRule",
+    "Axis",
+    "CascadeTrainer",
+    "Evaluation",
+    "FixedEpochs",
+    "History",
+    "LayerAxes",
+    "LevelProgress",
+    "MultilevelAdam",
+    "MultilevelConfig",
+    "MultilevelOptimizer",
+    "NonFiniteLossError",
+    "PlateauAdvance",
+    "ResidualSpectrumAdvance",
+    "Transition",
+    "WorkOptimalAdvance",
+    "create_depth_hierarchy",
+    "create_fno_hierarchy",
+    "create_network_hierarchy",
+    "prolongate",
+    "prolongate_fno_modes",
+    "prolongate_preserving",
+    "register_axes",
+    "restrict",
+    "restrict_fno_modes",
+    "transfer_optimizer_state",
+]

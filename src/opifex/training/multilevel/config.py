@@ -1,0 +1,67 @@
+"""Settings of a multilevel run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opifex.core.checks import check_fraction, check_nonnegative_int, check_positive_int
+
+__all__ = ["MultilevelConfig"]
+
+_COARSEST_EPOCHS = 100
+
+
+@dataclass(frozen=True)
+class MultilevelConfig:
+    """How many levels there are and how long each is trained.
+
+    Attributes:
+        num_levels: number of levels, coarsest to finest.
+        coarsening_factor: ratio of the widths of a level and the next finer one, in (0, 1).
+        level_epochs: epochs per level, coarsest first; by default 100, 200, 400, ...
+        warmup_epochs: extra epochs on the finest level, on top of ``level_epochs[-1]``.
+
+    Raises:
+        TypeError: if a number has the wrong type.
+        ValueError: if a number is out of range, or the length of ``level_epochs`` is not
+            ``num_levels``.
+    """
+
+    num_levels: int = 3
+    coarsening_factor: float = 0.5
+    level_epochs: Sequence[int] | None = None
+    warmup_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        levels = check_positive_int("num_levels", self.num_levels)
+        check_fraction("coarsening_factor", self.coarsening_factor)
+        check_nonnegative_int("warmup_epochs", self.warmup_epochs)
+        if self.level_epochs is None:
+            epochs = tuple(_COARSEST_EPOCHS * 2**level for level in range(levels))
+        else:
+            if isinstance(self.level_epochs, int | str):
+                raise TypeError(
+                    f"level_epochs must be a sequence of integers, got {self.level_epochs!r}"
+                )
+            epochs = tuple(
+                check_positive_int(f"level_epochs[{i}]", e) for i, e in enumerate(self.level_epochs)
+            )
+        if len(epochs) != levels:
+            raise ValueError(
+                f"level_epochs must have num_levels={levels} entries, got {len(epochs)}: "
+                f"{list(epochs)}"
+            )
+        object.__setattr__(self, "level_epochs", epochs)
+
+    def epochs(self, level: int) -> int:
+        """Epochs of a level, with the extra ones of the finest.
+
+        Raises:
+            ValueError: if there is no such level.
+        """
+        if not 0 <= level < self.num_levels:
+            raise ValueError(f"level must be in 0..{self.num_levels - 1}, got {level!r}")
+        assert self.level_epochs is not None
+        extra = self.warmup_epochs if level == self.num_levels - 1 else 0
+        return self.level_epochs[level] + extra

@@ -1,0 +1,205 @@
+"""Hierarchies of models, coarsest first. They know sizes and nothing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from opifex.core.checks import check_callable, check_fraction, check_positive, check_positive_int
+from opifex.models import FNO, MLP
+from opifex.models.mlp import Activation
+
+__all__ = ["create_depth_hierarchy", "create_fno_hierarchy", "create_network_hierarchy"]
+
+
+def _check_rngs(rngs: Any) -> None:
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs must be an nnx.Rngs, got {rngs!r} of type {type(rngs).__name__}")
+
+
+def _check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
+    if isinstance(sizes, int | str) or not isinstance(sizes, Sequence):
+        raise TypeError(f"{name} must be a sequence of integers, got {sizes!r}")
+    if len(sizes) == 0:
+        raise ValueError(f"{name} must not be empty")
+    return tuple(check_positive_int(f"{name}[{i}]", size) for i, size in enumerate(sizes))
+
+
+def create_network_hierarchy(
+    input_dim: int,
+    output_dim: int,
+    base_hidden_dims: Sequence[int],
+    num_levels: int = 3,
+    coarsening_factor: float = 0.5,
+    activation: Activation = jnp.tanh,
+    *,
+    param_dtype: jnp.dtype | type = jnp.float32,
+    rngs: nnx.Rngs,
+) -> list[MLP]:
+    """Multilayer perceptrons of growing width, coarsest first.
+
+    Level ``l`` of ``L`` has widths ``round(w * coarsening_factor ** (L - 1 - l))``, at least one;
+    the finest has exactly ``base_hidden_dims``.
+
+    Args:
+        input_dim: number of input coordinates.
+        output_dim: number of output components.
+        base_hidden_dims: hidden widths of the finest level.
+        num_levels: number of levels.
+        coarsening_factor: ratio of the widths of neighbouring levels, in (0, 1).
+        activation: elementwise function of the hidden layers.
+        param_dtype: dtype of the parameters.
+        rngs: random streams; ``params`` is used.
+
+    Returns:
+        ``num_levels`` models.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a number is out of range.
+    """
+    check_positive_int("input_dim", input_dim)
+    check_positive_int("output_dim", output_dim)
+    widths = _check_sizes("base_hidden_dims", base_hidden_dims)
+    check_positive_int("num_levels", num_levels)
+    check_fraction("coarsening_factor", coarsening_factor)
+    check_callable("activation", activation)
+    _check_rngs(rngs)
+    return [
+        MLP(
+            input_dim,
+            output_dim,
+            [max(1, round(w * coarsening_factor ** (num_levels - 1 - level))) for w in widths],
+            activation=activation,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        for level in range(num_levels)
+    ]
+
+
+def create_depth_hierarchy(
+    input_dim: int,
+    output_dim: int,
+    hidden_dim: int,
+    depths: Sequence[int],
+    activation: Activation = jnp.tanh,
+    *,
+    param_dtype: jnp.dtype | type = jnp.float32,
+    rngs: nnx.Rngs,
+) -> list[MLP]:
+    """Multilayer perceptrons of growing depth, coarsest first, with gated hidden layers.
+
+    Args:
+        input_dim: number of input coordinates.
+        output_dim: number of output components.
+        hidden_dim: width of every hidden layer.
+        depths: number of hidden layers of each level, not decreasing.
+        activation: elementwise function of the hidden layers.
+        param_dtype: dtype of the parameters.
+        rngs: random streams; ``params`` is used.
+
+    Returns:
+        One model per entry of ``depths``.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a number is out of range or ``depths`` decreases.
+    """
+    check_positive_int("hidden_dim", hidden_dim)
+    sizes = _check_sizes("depths", depths)
+    if list(sizes) != sorted(sizes):
+        raise ValueError(f"depths must not decrease from coarse to fine, got {list(sizes)}")
+    check_callable("activation", activation)
+    _check_rngs(rngs)
+    return [
+        MLP(
+            input_dim,
+            output_dim,
+            [hidden_dim] * depth,
+            activation=activation,
+            depth_gates=True,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        for depth in sizes
+    ]
+
+
+def create_fno_hierarchy(
+    base_modes: int | Sequence[int],
+    width: int,
+    num_levels: int = 3,
+    reduction_factor: float = 2,
+    *,
+    input_dim: int = 1,
+    output_dim: int = 1,
+    num_layers: int = 4,
+    activation: Activation = nnx.gelu,
+    spatial_dims: int = 1,
+    width_factor: float = 1.0,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> list[FNO]:
+    """Fourier neural operators with a growing number of modes, coarsest first.
+
+    Level ``l`` of ``L`` keeps ``floor(m / reduction_factor ** (L - 1 - l))`` modes per axis, at
+    least one; the finest keeps exactly ``base_modes``.
+
+    Args:
+        base_modes: modes per axis of the finest level (frequencies below this number are kept),
+            one number for all axes or one per axis.
+        width: number of channels of the finest level.
+        num_levels: number of levels.
+        reduction_factor: ratio of the modes of neighbouring levels, above one.
+        input_dim: number of input fields.
+        output_dim: number of output fields.
+        num_layers: number of Fourier layers.
+        activation: elementwise function between layers.
+        spatial_dims: number of space dimensions: 1, 2 or 3.
+        width_factor: ratio of the widths of neighbouring levels, in (0, 1]; 1 keeps the width.
+        rngs: random streams; ``params`` is used.
+        **options: further arguments of `FNO`.
+
+    Returns:
+        ``num_levels`` models.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a number is out of range.
+    """
+    check_positive_int("spatial_dims", spatial_dims)
+    modes = (
+        (check_positive_int("base_modes", base_modes),) * spatial_dims
+        if isinstance(base_modes, int) or not isinstance(base_modes, Sequence)
+        else _check_sizes("base_modes", base_modes)
+    )
+    if len(modes) != spatial_dims:
+        raise ValueError(
+            f"base_modes must have spatial_dims={spatial_dims} entries, got {list(modes)}"
+        )
+    check_positive_int("width", width)
+    check_positive_int("num_levels", num_levels)
+    if check_positive("reduction_factor", reduction_factor) <= 1:
+        raise ValueError(f"reduction_factor must be above 1, got {reduction_factor!r}")
+    if check_positive("width_factor", width_factor) > 1:
+        raise ValueError(f"width_factor must lie in (0, 1], got {width_factor!r}")
+    _check_rngs(rngs)
+
+    def build(coarsenings: int) -> FNO:
+        return FNO(
+            tuple(max(1, int(m / reduction_factor**coarsenings)) for m in modes),
+            max(1, round(width * width_factor**coarsenings)),
+            input_dim=input_dim,
+            output_dim=output_dim,
+            num_layers=num_layers,
+            activation=activation,
+            spatial_dims=spatial_dims,
+            rngs=rngs,
+            **options,
+        )
+
+    return [build(num_levels - 1 - level) for level in range(num_levels)]

@@ -1,0 +1,465 @@
+r"""Optimizers whose state follows the parameters from level to level.
+
+The state of an Optax transformation holds trees that mirror the parameters (moments, averages,
+accumulated gradients, L-BFGS memory) among counters and hyperparameters. They are recognised by
+structure: a leaf of the state mirrors a parameter if its key path *ends with the parameter's whole
+key path*. This finds them inside chains, masks, partitions and injected hyperparameters alike.
+
+A mirrored tree is moved by the same transfer as the parameters. Which of its entries are new is
+found by transferring a tree of ones into a tree of zeros. New entries have no coarse counterpart;
+they start as a fresh state would (zero for first moments), except second moments. A second moment
+of zero beside a large step count divides a gradient by far less than its size: with Adam's defaults the
+first step of such a weight is $(1-\beta_1)/\sqrt{1-\beta_2} \approx 3.2$ learning rates long and grows
+to about 6.5 before the moment has caught up. They start from the mean of the carried entries of their
+own parameter instead; see `SecondMomentStart`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from opifex.core.checks import (
+    check_callable,
+    check_choice,
+    check_nonnegative,
+    check_positive,
+)
+
+SecondMomentStart = Literal["mean", "max", "fresh"]
+"""What second moments of new entries start from: the mean or the largest of the carried entries of
+the same parameter, or the transformation's own initial value."""
+
+SECOND_MOMENT_NAMES = frozenset({"nu", "nu_max", "sum_of_squares", "e_g"})
+"""Field names by which Optax's states call their averages of squared gradients."""
+
+KeyPath = tuple[Any, ...]
+Transition = Callable[[Any, Any], Any]
+
+__all__ = [
+    "MultilevelAdam",
+    "MultilevelOptimizer",
+    "SecondMomentStart",
+    "carried_fraction",
+    "transfer_optimizer_state",
+]
+
+
+def _leaves_by_path(tree: Any) -> dict[KeyPath, Array]:
+    return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def _params(model: nnx.Module) -> nnx.State:
+    return nnx.state(model, nnx.Param)
+
+
+def _with_params(model: nnx.Module, params: Any) -> nnx.Module:
+    graph, _, rest = nnx.split(model, nnx.Param, ...)
+    return nnx.merge(graph, params, rest, copy=True)
+
+
+def _tree_like(params: nnx.State, values: dict[KeyPath, Array]) -> nnx.State:
+    """A tree like ``params`` with the given leaves, and zeros where none is given."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: values.get(path, jnp.zeros_like(leaf)), params
+    )
+
+
+def carried_fraction(
+    coarse_model: nnx.Module, fine_model: nnx.Module, transition_fn: Transition
+) -> nnx.State:
+    """The image of a coarse tree of ones in a fine tree of zeros.
+
+    Zero marks the fine entries that have no coarse counterpart.
+
+    Args:
+        coarse_model: model of the coarser level.
+        fine_model: model of the finer level.
+        transition_fn: the transfer, linear in the coarse values.
+
+    Returns:
+        A state shaped like the parameters of ``fine_model``.
+    """
+    ones = jax.tree.map(jnp.ones_like, _params(coarse_model))
+    zeros = jax.tree.map(jnp.zeros_like, _params(fine_model))
+    return _params(transition_fn(_with_params(coarse_model, ones), _with_params(fine_model, zeros)))
+
+
+def _group_mirrors(
+    state: Any, param_paths: Sequence[KeyPath]
+) -> dict[KeyPath, dict[KeyPath, Array]]:
+    """Mirrored leaves of a state: prefix of the mirrored tree -> parameter path -> leaf."""
+    lengths = sorted({len(path) for path in param_paths}, reverse=True)
+    known = set(param_paths)
+    groups: dict[KeyPath, dict[KeyPath, Array]] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        for length in lengths:
+            if length <= len(path) and path[len(path) - length :] in known:
+                prefix, tail = path[: len(path) - length], path[len(path) - length :]
+                groups.setdefault(prefix, {})[tail] = leaf
+                break
+    return groups
+
+
+def _is_second_moment(prefix: KeyPath) -> bool:
+    return any(getattr(key, "name", None) in SECOND_MOMENT_NAMES for key in prefix)
+
+
+class _StateMover:
+    """Moves every mirrored tree of one optimizer state to the next level."""
+
+    def __init__(
+        self,
+        coarse_model: nnx.Module,
+        fine_model: nnx.Module,
+        transition_fn: Transition,
+        second_moment_start: SecondMomentStart,
+    ) -> None:
+        self.coarse_model, self.fine_model = coarse_model, fine_model
+        self.coarse_params, self.fine_params = _params(coarse_model), _params(fine_model)
+        self.coarse_shapes = {p: a.shape for p, a in _leaves_by_path(self.coarse_params).items()}
+        self.fine_shapes = {p: a.shape for p, a in _leaves_by_path(self.fine_params).items()}
+        self.transition_fn = transition_fn
+        self.second_moment_start = second_moment_start
+        self.carried = _leaves_by_path(carried_fraction(coarse_model, fine_model, transition_fn))
+
+    def _move_values(self, values: dict[KeyPath, Array]) -> dict[KeyPath, Array]:
+        coarse = _with_params(self.coarse_model, _tree_like(self.coarse_params, values))
+        zeros = _with_params(self.fine_model, _tree_like(self.fine_params, {}))
+        return _leaves_by_path(_params(self.transition_fn(coarse, zeros)))
+
+    def _start(self, path: KeyPath, moved: Array, fresh: Array, second_moment: bool) -> Array:
+        old = self.carried[path] != 0
+        if not second_moment or self.second_moment_start == "fresh":
+            return jnp.where(old, moved, fresh)
+        count = jnp.maximum(jnp.sum(old), 1)
+        if self.second_moment_start == "mean":
+            value = jnp.sum(jnp.where(old, moved, 0)) / count
+        else:
+            value = jnp.max(jnp.where(old, moved, 0))
+        return jnp.where(old, moved, value)
+
+    def _move_plain(
+        self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], second_moment: bool
+    ) -> dict[KeyPath, Array]:
+        moved = self._move_values(coarse)
+        started = {
+            path: self._start(path, moved[path].astype(leaf.dtype), leaf, second_moment)
+            for path, leaf in fresh.items()
+        }
+        if second_moment and self.second_moment_start != "fresh" and coarse:
+            # A parameter that is new as a whole has no entry of its own to start from: take the
+            # mean over all carried entries of the tree.
+            total = sum(jnp.sum(leaf) for leaf in coarse.values())
+            mean = total / sum(leaf.size for leaf in coarse.values())
+            for path, leaf in fresh.items():
+                if path not in self.coarse_shapes:
+                    started[path] = jnp.full_like(leaf, mean)
+        return started
+
+    def move(
+        self, prefix: KeyPath, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array]
+    ) -> dict[KeyPath, Array]:
+        """Leaves of one mirrored tree on the fine level."""
+        plain = {
+            p: a for p, a in coarse.items() if a.shape == self.coarse_shapes[p] and (p in fresh)
+        }
+        stacked = {
+            p: a
+            for p, a in coarse.items()
+            if p not in plain and a.ndim and a.shape[1:] == self.coarse_shapes[p] and (p in fresh)
+        }
+        result = dict(fresh)
+        fresh_plain = {
+            p: a for p, a in fresh.items() if a.shape == self.fine_shapes[p] and p not in stacked
+        }
+        if plain:
+            result |= self._move_plain(plain, fresh_plain, _is_second_moment(prefix))
+        if stacked:  # a memory of several trees, such as that of L-BFGS: one after the other
+            depth = next(iter(stacked.values())).shape[0]
+            slices = [
+                self._move_values({p: a[i] for p, a in stacked.items()}) for i in range(depth)
+            ]
+            result |= {p: jnp.stack([s[p] for s in slices]).astype(fresh[p].dtype) for p in stacked}
+        for path, leaf in coarse.items():  # one number per parameter, whatever its size
+            if path not in plain and path not in stacked and path in fresh and leaf.ndim == 0:
+                result[path] = leaf
+        return result
+
+
+def transfer_optimizer_state(
+    transformation: Any,
+    state: optax.OptState,
+    coarse_model: nnx.Module,
+    fine_model: nnx.Module,
+    transition_fn: Transition,
+    *,
+    second_moment_start: SecondMomentStart = "mean",
+    restart_schedules: bool = False,
+) -> optax.OptState:
+    """Move an optimizer state from the parameters of one level to those of the next.
+
+    Args:
+        transformation: the Optax transformation of the *fine* level, or anything else whose
+            ``init(params)`` builds the state.
+        state: its state on the coarse level.
+        coarse_model: model that ``state`` belongs to.
+        fine_model: model of the next level, already holding its starting values.
+        transition_fn: the transfer of the parameters, linear in the coarse values.
+        second_moment_start: see `SecondMomentStart`.
+        restart_schedules: start schedules again at step zero. Counts that correct the bias of
+            moments are always carried on.
+
+    Returns:
+        The state on the fine level. Trees that mirror the parameters are transferred; counts and
+        hyperparameters are carried on; statistics that are not shaped like their parameter (the
+        row and column averages of Adafactor) start afresh, since their entries mix old and new.
+
+    Raises:
+        ValueError: if the two states do not have the same kind of structure.
+    """
+    fresh = transformation.init(_params(fine_model))
+    mover = _StateMover(coarse_model, fine_model, transition_fn, second_moment_start)
+    coarse_groups = _group_mirrors(state, list(mover.coarse_shapes))
+    fresh_groups = _group_mirrors(fresh, list(mover.fine_shapes))
+    moved: dict[KeyPath, Array] = {}
+    for prefix, leaves in fresh_groups.items():
+        values = mover.move(prefix, coarse_groups.get(prefix, {}), leaves)
+        moved |= {prefix + path: value for path, value in values.items()}
+    carried = _leaves_by_path(state)
+    restarted = _schedule_counts(fresh) if restart_schedules else set()
+
+    def choose(path: KeyPath, leaf: Array) -> Array:
+        if path in moved:
+            return moved[path]
+        if path in restarted:
+            return leaf
+        if path not in carried:
+            raise ValueError(
+                f"the optimizer state has no {jax.tree_util.keystr(path)} on the coarse level; the "
+                "transformations of neighbouring levels must have the same structure"
+            )
+        old = carried[path]
+        return old if jnp.shape(old) == jnp.shape(leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(choose, fresh)
+
+
+def _schedule_counts(state: optax.OptState) -> set[KeyPath]:
+    """Key paths of the step counts that only drive a schedule."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    found = set()
+    for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_schedule)[0]:
+        if is_schedule(node):
+            found |= {path + tail for tail, _ in jax.tree_util.tree_flatten_with_path(node)[0]}
+    return found
+
+
+class MultilevelOptimizer:
+    """An Optax transformation with its state, able to follow a model from level to level.
+
+    Args:
+        transformation: any Optax transformation, or one per level, coarsest first. With one per
+            level, all must have the same structure of state (different schedules or rates of the
+            same optimizer, say) and schedules restart on every level.
+        second_moment_start: see `SecondMomentStart`.
+
+    Attributes:
+        state: the Optax state, ``None`` before `init`.
+        level: number of transitions so far.
+
+    Raises:
+        TypeError: if ``transformation`` is neither.
+        ValueError: if a sequence is empty or ``second_moment_start`` is unknown.
+    """
+
+    def __init__(
+        self,
+        transformation: optax.GradientTransformation | Sequence[optax.GradientTransformation],
+        *,
+        second_moment_start: SecondMomentStart = "mean",
+    ) -> None:
+        single = isinstance(transformation, optax.GradientTransformation)
+        per_level = (transformation,) if single else transformation
+        if isinstance(per_level, str) or not isinstance(per_level, Sequence):
+            raise TypeError(
+                "transformation must be an optax.GradientTransformation or a sequence of them, "
+                f"got {transformation!r}"
+            )
+        if len(per_level) == 0:
+            raise ValueError("transformation must not be an empty sequence")
+        for entry in per_level:
+            if not isinstance(entry, optax.GradientTransformation):
+                raise TypeError(
+                    f"transformation must consist of optax.GradientTransformation, got {entry!r}"
+                )
+        check_choice("second_moment_start", second_moment_start, get_args(SecondMomentStart))
+        self._per_level = tuple(optax.with_extra_args_support(entry) for entry in per_level)
+        self.restart_schedules = not single
+        self.second_moment_start: SecondMomentStart = second_moment_start
+        self.state: optax.OptState | None = None
+        self.level = 0
+        self._model: nnx.Module | None = None
+        self._compiled = jax.jit(self._apply, static_argnums=0)
+
+    @property
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The transformation of the current level."""
+        return self.transformation_at(self.level)
+
+    def transformation_at(self, level: int) -> optax.GradientTransformationExtraArgs:
+        """The transformation of a level; the last one serves all finer levels."""
+        return self._per_level[min(level, len(self._per_level) - 1)]
+
+    def init(self, model: nnx.Module) -> optax.OptState:
+        """Start afresh for a model; returns and keeps the Optax state.
+
+        Raises:
+            TypeError: if ``model`` is not an ``nnx.Module``.
+        """
+        if not isinstance(model, nnx.Module):
+            raise TypeError(f"model must be an nnx.Module, got {type(model).__name__}")
+        self._model = model
+        self.state = self.transformation.init(_params(model))
+        return self.state
+
+    def _apply(
+        self, level: int, params: Any, grads: Any, state: Any, extra: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        updates, state = self.transformation_at(level).update(grads, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    def update(self, model: nnx.Module, grads: Any, **extra: Any) -> None:
+        """Take one step, in place, like ``nnx.Optimizer.update``. Compiled once per level.
+
+        Args:
+            model: the model to change.
+            grads: gradient with respect to its parameters, as ``nnx.grad`` returns it.
+            **extra: extra arguments of the transformation, arrays only (``value=loss``).
+
+        Raises:
+            ValueError: if ``grads`` does not have the structure of the parameters.
+        """
+        if self.state is None or self._model is None:
+            self.init(model)
+        self._model = model
+        params = _params(model)
+        check_gradient(grads, params)
+        new, self.state = self._compiled(self.level, params, grads, self.state, extra)
+        nnx.update(model, new)
+
+    def resize_state(self, new_model: nnx.Module, transition_fn: Transition) -> optax.OptState:
+        """Move the state to the next level's model.
+
+        Args:
+            new_model: model of the next level, already holding its starting values.
+            transition_fn: ``transition_fn(coarse_model, fine_model) -> fine_model``, the transfer
+                that moved the parameters.
+
+        Returns:
+            The moved state, which is kept as well.
+
+        Raises:
+            TypeError: if an argument has the wrong type.
+            RuntimeError: if there is no state yet.
+        """
+        if not isinstance(new_model, nnx.Module):
+            raise TypeError(f"new_model must be an nnx.Module, got {type(new_model).__name__}")
+        check_callable("transition_fn", transition_fn)
+        if self.state is None or self._model is None:
+            raise RuntimeError("resize_state needs a state: call init(model) first")
+        self.state = self.moved_state(self.level, self.state, self._model, new_model, transition_fn)
+        self.level += 1
+        self._model = new_model
+        return self.state
+
+    def moved_state(
+        self,
+        level: int,
+        state: optax.OptState,
+        coarse_model: nnx.Module,
+        fine_model: nnx.Module,
+        transition_fn: Transition,
+    ) -> optax.OptState:
+        """A state of level ``level`` moved to the next, without touching this object."""
+        return transfer_optimizer_state(
+            self.transformation_at(level + 1),
+            state,
+            coarse_model,
+            fine_model,
+            transition_fn,
+            second_moment_start=self.second_moment_start,
+            restart_schedules=self.restart_schedules,
+        )
+
+    def restore(self, model: nnx.Module, state: optax.OptState | None, level: int) -> None:
+        """Take up the state of a run that ended on ``level``; ``None`` starts a fresh one."""
+        self.level = level
+        self.init(model)
+        if state is not None:
+            self.state = state
+
+
+def check_gradient(grads: Any, params: Any) -> None:
+    """Raise unless a gradient has the structure and shapes of the parameters.
+
+    Raises:
+        ValueError: naming the first difference.
+    """
+    given, wanted = _leaves_by_path(grads), _leaves_by_path(params)
+    for path, leaf in wanted.items():
+        if path not in given:
+            raise ValueError(f"grads lacks the parameter {jax.tree_util.keystr(path)}")
+        if jnp.shape(given[path]) != leaf.shape:
+            raise ValueError(
+                f"grads{jax.tree_util.keystr(path)} has shape {jnp.shape(given[path])}, the "
+                f"parameter has {leaf.shape}"
+            )
+    surplus = [path for path in given if path not in wanted]
+    if surplus:
+        raise ValueError(f"grads has an unknown entry {jax.tree_util.keystr(surplus[0])}")
+
+
+class MultilevelAdam(MultilevelOptimizer):
+    """`MultilevelOptimizer` around ``optax.adam``.
+
+    Args:
+        learning_rate: step size, or an Optax schedule of the step count over the whole run.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        second_moment_start: see `SecondMomentStart`.
+
+    Raises:
+        TypeError: if ``learning_rate`` is neither a number nor callable.
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | optax.Schedule = 1e-3,
+        b1: float = 0.9,
+        b2: float = 0.999,
+        eps: float = 1e-8,
+        *,
+        second_moment_start: SecondMomentStart = "mean",
+    ) -> None:
+        if not callable(learning_rate):
+            check_positive("learning_rate", learning_rate)
+        for name, decay in (("b1", b1), ("b2", b2)):
+            if not 0 <= check_nonnegative(name, decay) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {decay!r}")
+        check_positive("eps", eps)
+        super().__init__(
+            optax.adam(learning_rate, b1=b1, b2=b2, eps=eps),
+            second_moment_start=second_moment_start,
+        )

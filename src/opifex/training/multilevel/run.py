@@ -1,0 +1,308 @@
+"""One multilevel run: the levels with their compiled loops, and where the run stands.
+
+A strategy moves a `MultilevelRun` about: `smooth` on the present level, `prolongate` to the next.
+Everything that a strategy should not have to think of happens here: compilation ahead of need,
+history, evaluation, callbacks, and recovery of the last good state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import PRNGKeyArray
+
+from opifex.training.errors import NonFiniteLossError
+from opifex.training.loop import CompiledLoop, LoopState
+from opifex.training.multilevel.advance import AdvanceRule, LevelProgress
+from opifex.training.multilevel.history import History
+from opifex.training.objective import Objective
+from opifex.training.smoothers import Smoother
+
+Callback = Callable[[LevelProgress], Any]
+"""Called between compiled stretches; a true return value ends the run."""
+
+Metrics = Callable[[Any], Any]
+"""``evaluate(model)``: a scalar, or a dictionary of scalars. It is compiled."""
+
+MoveSmootherState = Callable[[int, Any, nnx.Module, nnx.Module], Any]
+"""``move(level, state, coarse_model, fine_model)``: smoother state for level ``level + 1``."""
+
+__all__ = ["Callback", "Metrics", "MoveSmootherState", "MultilevelRun"]
+
+
+class MultilevelRun:
+    """The state of a run and the moves a strategy can make.
+
+    Args:
+        models: one model per level, coarsest first; the present level's holds the start.
+        level: level to start on.
+        smoothers: one per level.
+        smoother_state: state of the present level's smoother.
+        loss_fn: the loss, or ``None`` for the mean square of ``terms``.
+        terms: residual terms, or ``None``.
+        data: one tuple of arrays per level.
+        epochs: planned epochs per level.
+        batch_size: samples per step, or ``None``.
+        key: random key.
+        prolongate: transfer of the model to the next level.
+        move_smoother_state: transfer of the smoother's state.
+        advance: rule for leaving a level before its planned epochs are done, or ``None``.
+        evaluate: metric, or ``None``.
+        report_every: epochs between looks of the host, or ``None`` for a twentieth of a level.
+        callbacks: called at each look.
+        compile_ahead: compile the next level in a thread while the present one trains.
+        history: record to append to.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[nnx.Module],
+        level: int,
+        smoothers: Sequence[Smoother],
+        smoother_state: Any,
+        loss_fn: Any,
+        terms: Any,
+        data: Sequence[tuple[Any, ...]],
+        epochs: Sequence[int],
+        batch_size: int | None,
+        key: PRNGKeyArray,
+        prolongate: Callable[[Any, Any], Any],
+        move_smoother_state: MoveSmootherState,
+        advance: AdvanceRule | None,
+        evaluate: Metrics | None,
+        report_every: int | None,
+        callbacks: Sequence[Callback],
+        compile_ahead: bool,
+        history: History,
+    ) -> None:
+        self.models = list(models)
+        self.level = level
+        self.smoother_state = smoother_state
+        self.epochs = tuple(epochs)
+        self.history = history
+        self.cycle = 0
+        self.stopped = False
+        self._key = key
+        self._prolongate = prolongate
+        self._move_smoother_state = move_smoother_state
+        self._advance = advance
+        self._evaluate = evaluate
+        self._callbacks = tuple(callbacks)
+        self._executor = ThreadPoolExecutor(max_workers=1) if compile_ahead else None
+        self._looks = [report_every or max(1, n // 20) for n in self.epochs]
+        self._metrics: dict[str, float] = {}
+        self._metric_programs: dict[int, Any] = {}
+        self._costs: dict[int, Future[float | None]] = {}
+        self._loops: list[CompiledLoop] = []
+        for index, (model, smoother, arrays) in enumerate(
+            zip(self.models, smoothers, data, strict=True)
+        ):
+            objective = Objective(nnx.graphdef(model), loss_fn, terms)
+            loop = CompiledLoop(objective, smoother, arrays, batch_size=batch_size, capacity=1)
+            loop.capacity = self._looks[index] * loop.steps_per_epoch
+            self._loops.append(loop)
+
+    # -- where the run stands ----------------------------------------------------------------
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels."""
+        return len(self.models)
+
+    @property
+    def finest(self) -> int:
+        """Number of the finest level."""
+        return self.num_levels - 1
+
+    @property
+    def model(self) -> nnx.Module:
+        """The present model."""
+        return self.models[self.level]
+
+    def step_work(self, level: int) -> float:
+        """Cost of one step of a level in steps of the finest, by XLA's count of operations."""
+        costs = [self._step_cost(index) for index in (level, self.finest)]
+        if costs[0] is None or costs[1] is None:
+            sizes = [
+                sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.models[i], nnx.Param)))
+                for i in (level, self.finest)
+            ]
+            return sizes[0] / sizes[1]
+        return costs[0] / costs[1]
+
+    def _abstract_state(self, level: int) -> Any:
+        loop, model = self._loops[level], self.models[level]
+
+        def build(params: Any) -> LoopState:
+            return loop.initial_state(model, loop.smoother.init(params), jax.random.key(0))
+
+        return jax.eval_shape(build, nnx.state(model, nnx.Param))
+
+    def _step_cost(self, level: int) -> float | None:
+        if level not in self._costs:
+            self._prepare_cost(level)
+        return self._costs[level].result()
+
+    def _prepare_cost(self, level: int) -> None:
+        if level in self._costs:
+            return
+        state = self._abstract_state(level)
+        if self._executor is not None:
+            self._costs[level] = self._executor.submit(self._loops[level].step_cost, state)
+        else:
+            self._costs[level] = Future()
+            self._costs[level].set_result(self._loops[level].step_cost(state))
+
+    def compile_level(self, level: int) -> None:
+        """Compile the program of a level now, or ahead in a thread if that is enabled."""
+        self._loops[level].compile(self._abstract_state(level), self._executor)
+
+    # -- moves -------------------------------------------------------------------------------
+
+    def smooth(self, epochs: int | None = None) -> None:
+        """Train the present level for some epochs, or until the rule, a callback or an error ends it.
+
+        Raises:
+            NonFiniteLossError: if the loss or the parameters stop being finite. The model and the
+                smoother state are then the last good ones.
+        """
+        planned = self.epochs[self.level] if epochs is None else epochs
+        loop = self._loops[self.level]
+        clock = time.perf_counter()
+        loop.compile(self._abstract_state(self.level))
+        loop.wait()
+        self.history.compile_seconds += time.perf_counter() - clock
+        if self._executor is not None and self.level < self.finest:
+            self.compile_level(self.level + 1)
+        self._key, key = jax.random.split(self._key)
+        state = loop.initial_state(self.model, self.smoother_state, key)
+        previous: tuple[LoopState, int] | None = None
+        losses: list[np.ndarray] = []
+        done = 0
+        while done < planned and not self.stopped:
+            epochs_now = min(self._looks[self.level], planned - done)
+            steps = epochs_now * loop.steps_per_epoch
+            snapshot = jax.tree.map(jnp.copy, state)
+            clock = time.perf_counter()
+            state, new, healthy = loop.run(state, steps)
+            seconds = time.perf_counter() - clock
+            if not healthy:
+                self._recover(loop, snapshot, previous, new, losses)
+            self.history.record_steps(
+                self.level,
+                new,
+                seconds,
+                first_epoch=done,
+                steps_per_epoch=loop.steps_per_epoch,
+                cycle=self.cycle,
+            )
+            losses.append(new)
+            previous = (snapshot, steps)
+            done += epochs_now
+            self._keep(state)
+            if self._look(done, planned, np.concatenate(losses)):
+                break
+
+    def prolongate(self) -> None:
+        """Go to the next finer level, with the model and the smoother's state."""
+        clock = time.perf_counter()
+        coarse, fine = self.models[self.level], self.models[self.level + 1]
+        new = self._prolongate(coarse, fine)
+        self.smoother_state = self._move_smoother_state(
+            self.level, self.smoother_state, coarse, new
+        )
+        self.models[self.level + 1] = new
+        self.level += 1
+        self.history.record_transition(self.level - 1, self.level)
+        self.history.transfer_seconds += time.perf_counter() - clock
+
+    def evaluate(self, epoch: float = 0.0) -> dict[str, float]:
+        """Compute and record the metrics of the present model; empty without a metric."""
+        if self._evaluate is None:
+            return {}
+        structure, variables = nnx.split(self.model)
+        if self.level not in self._metric_programs:
+            metric = self._evaluate
+            self._metric_programs[self.level] = jax.jit(
+                lambda values: metric(nnx.merge(structure, values))
+            )
+        found = self._metric_programs[self.level](variables)
+        named = found if isinstance(found, dict) else {"metric": found}
+        self._metrics = {name: float(value) for name, value in named.items()}
+        self.history.record_evaluation(self.level, epoch, self._metrics, cycle=self.cycle)
+        return self._metrics
+
+    def finish(self) -> None:
+        """Fill in the work of every level that was visited, and release the thread."""
+        for level in {int(level) for level in self.history.table()["level"]}:
+            self.history.step_work.setdefault(level, self.step_work(level))
+        self.close()
+
+    def close(self) -> None:
+        """Release the thread."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    # -- details -----------------------------------------------------------------------------
+
+    def _keep(self, state: LoopState) -> None:
+        """Make a copy of a loop state the present one; the loop will consume the original."""
+        params, rest, self.smoother_state = jax.tree.map(
+            jnp.copy, (state.params, state.rest, state.smoother)
+        )
+        nnx.update(self.model, params, rest)
+
+    def _look(self, done: int, planned: int, losses: np.ndarray) -> bool:
+        """Evaluate, tell the callbacks, ask the rule; whether to leave the level."""
+        self.evaluate(done)
+        progress = LevelProgress(
+            level=self.level,
+            num_levels=self.num_levels,
+            cycle=self.cycle,
+            epoch=done,
+            max_epochs=planned,
+            losses=losses,
+            steps_per_epoch=self._loops[self.level].steps_per_epoch,
+            metrics=self._metrics,
+            get_model=lambda: nnx.clone(self.model),
+            step_work=self.step_work,
+        )
+        for callback in self._callbacks:
+            if callback(progress):
+                self.stopped = True
+        return self.stopped or (
+            self._advance is not None and self._advance.should_advance(progress)
+        )
+
+    def _recover(
+        self,
+        loop: CompiledLoop,
+        snapshot: LoopState,
+        previous: tuple[LoopState, int] | None,
+        new: np.ndarray,
+        earlier: list[np.ndarray],
+    ) -> None:
+        """Return to the last state whose loss was finite, then raise."""
+        good = new[np.isfinite(new)]
+        failed_at = int(sum(len(part) for part in earlier)) + len(good)
+        known = np.concatenate([*earlier, good]) if earlier or len(good) else np.zeros(0)
+        if len(good) == 0 and previous is not None:
+            # The first loss of this stretch is already bad: the last good state lies one step
+            # before the end of the stretch before it.
+            snapshot, steps = previous
+            replay = steps - 1
+        else:
+            replay = max(len(good) - 1, 0)
+        state = loop.run(snapshot, replay)[0] if replay else snapshot
+        self._keep(state)
+        raise NonFiniteLossError(
+            self.level, failed_at, float(known[-1]) if len(known) else float("nan")
+        )

@@ -1,0 +1,107 @@
+"""What is minimised, seen from inside compiled code: pure functions of a parameter tree."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from opifex.core.checks import check_callable
+from opifex.core.residuals import PointFunction, ResidualTerm, mean_square_loss
+
+LossFunction = Callable[..., Any]
+"""``loss_fn(model, *data)``, or ``loss_fn(model, *data, key=key)`` if it has such an argument."""
+
+__all__ = ["LossFunction", "Objective", "split_model", "value_and_gradient"]
+
+
+def split_model(model: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
+    """Structure, trainable parameters, and all other variables of a model."""
+    return nnx.split(model, nnx.Param, ...)
+
+
+class Objective:
+    """A loss, and residuals where there are any, as pure functions of the parameters of one model.
+
+    Args:
+        structure: the graph definition of the model.
+        loss_fn: ``loss_fn(model, *data)``; with an argument named ``key`` it also gets a fresh
+            random key at every step. ``None`` takes the weighted mean square of ``terms``.
+        terms: residual terms, for smoothers that need residuals rather than a scalar.
+
+    Raises:
+        TypeError: if ``loss_fn`` is not callable or an entry of ``terms`` is not a `ResidualTerm`.
+        ValueError: if there is neither a loss nor a term.
+    """
+
+    def __init__(
+        self,
+        structure: Any,
+        loss_fn: LossFunction | None = None,
+        terms: Sequence[ResidualTerm] | None = None,
+    ) -> None:
+        if loss_fn is None and not terms:
+            raise ValueError("loss_fn must be given, or terms must not be empty")
+        if loss_fn is not None:
+            check_callable("loss_fn", loss_fn)
+        for term in terms or ():
+            if not isinstance(term, ResidualTerm):
+                raise TypeError(f"terms must consist of ResidualTerm, got {term!r}")
+        self.structure = structure
+        self.terms = tuple(terms or ())
+        self._loss_fn = loss_fn
+        self._takes_key = loss_fn is not None and _has_key_argument(loss_fn)
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether the loss consumes a random key."""
+        return self._takes_key
+
+    def loss(
+        self, params: Any, rest: Any, batch: tuple[Any, ...], key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], Any]:
+        """Loss, and the other variables after the evaluation (running statistics, say)."""
+        model = nnx.merge(self.structure, params, rest)
+        if self._loss_fn is None:
+            value = mean_square_loss(self.terms, model, *batch)
+        elif self._takes_key:
+            value = self._loss_fn(model, *batch, key=key)
+        else:
+            value = self._loss_fn(model, *batch)
+        return value, nnx.state(model, nnx.Not(nnx.Param))
+
+    def value(
+        self, params: Any, rest: Any, batch: tuple[Any, ...], key: PRNGKeyArray | None = None
+    ) -> Float[Array, ""]:
+        """The loss alone."""
+        return self.loss(params, rest, batch, key)[0]
+
+    def bind(self, rest: Any) -> Callable[[Any], PointFunction]:
+        """The map from parameters to the model, as least-squares solvers want it."""
+        return lambda params: nnx.merge(self.structure, params, rest)
+
+
+def _has_key_argument(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins without a signature
+        return False
+    return "key" in parameters
+
+
+def value_and_gradient(
+    objective: Objective,
+    params: Any,
+    rest: Any,
+    batch: tuple[Any, ...],
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, ""], Any, Any]:
+    """Loss, gradient, and the other variables after the evaluation."""
+    (value, rest), grads = jax.value_and_grad(objective.loss, has_aux=True)(
+        params, rest, batch, key
+    )
+    return value, grads, rest
