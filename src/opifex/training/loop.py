@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from opifex.core.checks import check_positive_int
-from opifex.training.objective import Objective
+from opifex.training.objective import Objective, split_model
 from opifex.training.smoothers import Smoother
 
 __all__ = ["CompiledLoop", "LoopState", "check_data", "enable_compilation_cache"]
@@ -75,8 +75,8 @@ def check_data(data: Any, batch_size: int | None) -> tuple[tuple[Any, ...], int]
     if batch_size is None:
         return arrays, 1
     check_positive_int("batch_size", batch_size)
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(arrays)}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(arrays)}
+    if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
             "data must share its first axis (the samples) when batch_size is given, got first "
             f"axes {[leaf.shape[:1] for leaf in jax.tree.leaves(arrays)]}"
@@ -123,7 +123,7 @@ class CompiledLoop:
 
     def initial_state(self, model: nnx.Module, smoother_state: Any, key: PRNGKeyArray) -> LoopState:
         """State at step zero. Its buffers are copies: the model's own are never donated."""
-        _, params, rest = nnx.split(model, nnx.Param, ...)
+        _, params, rest = split_model(model)
         return jax.tree.map(
             jnp.copy,
             LoopState(

@@ -21,7 +21,8 @@ __all__ = ["LossFunction", "Objective", "split_model", "value_and_gradient"]
 
 def split_model(model: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
     """Structure, trainable parameters, and all other variables of a model."""
-    return nnx.split(model, nnx.Param, ...)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return graph, params, rest
 
 
 class Objective:

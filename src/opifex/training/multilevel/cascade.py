@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
@@ -98,7 +99,7 @@ class CascadeTrainer:
         activation: Activation | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> None:
-        sizes = {
+        sizes: dict[str, Any] = {
             "input_dim": input_dim,
             "output_dim": output_dim,
             "base_hidden_dims": base_hidden_dims,
@@ -121,19 +122,13 @@ class CascadeTrainer:
                     f"{missing[0]} is missing: give hierarchy, or input_dim, output_dim, "
                     "base_hidden_dims and rngs"
                 )
-            assert input_dim is not None and output_dim is not None
-            assert base_hidden_dims is not None and rngs is not None
             config = config or MultilevelConfig()
-            extra = {} if activation is None else {"activation": activation}
             models = list(
                 create_network_hierarchy(
-                    input_dim,
-                    output_dim,
-                    base_hidden_dims,
+                    **sizes,
                     num_levels=config.num_levels,
                     coarsening_factor=config.coarsening_factor,
-                    rngs=rngs,
-                    **extra,
+                    activation=activation or jnp.tanh,
                 )
             )
         if config.num_levels != len(models):

@@ -31,6 +31,7 @@ from opifex.core.checks import (
     check_nonnegative,
     check_positive,
 )
+from opifex.training.objective import split_model
 
 SecondMomentStart = Literal["mean", "max", "fresh"]
 """What second moments of new entries start from: the mean or the largest of the carried entries of
@@ -60,7 +61,7 @@ def _params(model: nnx.Module) -> nnx.State:
 
 
 def _with_params(model: nnx.Module, params: Any) -> nnx.Module:
-    graph, _, rest = nnx.split(model, nnx.Param, ...)
+    graph, _, rest = split_model(model)
     return nnx.merge(graph, params, rest, copy=True)
 
 
