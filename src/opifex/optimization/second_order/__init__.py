@@ -1,1 +1,8 @@
-"""Placeholder."""
+"""Second-order methods: least-squares solvers that see residuals, and hybrids for Optax."""
+
+from opifex.optimization.second_order.levenberg_marquardt import (
+    LevenbergMarquardt,
+    LevenbergMarquardtState,
+)
+
+__all__ = ["LevenbergMarquardt", "LevenbergMarquardtState"]

@@ -1,0 +1,44 @@
+"""Choosing among several candidate steps by their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+__all__ = ["Choice", "best_candidate"]
+
+
+class Choice(NamedTuple):
+    """The outcome of a search.
+
+    Attributes:
+        point: the best candidate, or the start if no candidate has a lower loss.
+        winner: which candidate is the best.
+        accepted: whether it has a lower loss than the start.
+    """
+
+    point: Float[Array, " n"]
+    winner: Int[Array, ""]
+    accepted: Bool[Array, ""]
+
+
+def best_candidate(
+    loss: Callable[[Float[Array, " n"]], Float[Array, ""]],
+    start: Float[Array, " n"],
+    start_loss: Float[Array, ""],
+    steps: Float[Array, "candidates n"],
+) -> Choice:
+    """Evaluate the loss after each step in one batch and take the lowest, never going up.
+
+    A loss that is not finite counts as infinitely large.
+    """
+    points = start + steps
+    losses = jax.vmap(loss)(points)
+    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+    index = jnp.argmin(losses)
+    accepted = losses[index] < start_loss
+    return Choice(jnp.where(accepted, points[index], start), index, accepted)

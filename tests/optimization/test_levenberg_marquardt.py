@@ -1,0 +1,282 @@
+"""Levenberg-Marquardt against dense linear algebra and SciPy."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import least_squares
+
+from opifex.core.residuals import ResidualTerm, mean_square_loss, residual_vector
+from opifex.models.mlp import MLP
+from opifex.optimization.second_order import LevenbergMarquardt, LevenbergMarquardtState
+from opifex.optimization.second_order.damped_least_squares import factorize
+from opifex.optimization.second_order.flat_residuals import FlatResiduals
+
+# A row of data is (features..., target); the "function of a point" is the linear model itself.
+LINEAR = ResidualTerm("fit", lambda u, row: u(row[:-1])[0] - row[-1])
+
+
+def bind_linear(params):
+    return lambda x: jnp.atleast_1d(x @ params["w"])
+
+
+def rosenbrock_term() -> ResidualTerm:
+    def residual(u, row):
+        x, y = u(row)
+        return jnp.stack([10.0 * (y - x**2), 1.0 - x])
+
+    return ResidualTerm("rosenbrock", residual)
+
+
+def bind_vector(params):
+    return lambda _: params
+
+
+def network(seed: int, hidden=(5, 4), output_dim: int = 1):
+    model = MLP(2, output_dim, hidden, param_dtype=jnp.float64, rngs=nnx.Rngs(seed))
+    structure, params = nnx.split(model)
+    return (lambda p: nnx.merge(structure, p)), params
+
+
+def laplace(u, x):
+    return jnp.trace(jax.hessian(lambda y: u(y)[0])(x)) + jnp.sin(x[0]) * x[1]
+
+
+TERMS = (ResidualTerm("interior", laplace), ResidualTerm("edge", lambda u, x: u(x)[0], 10.0))
+
+
+def cloud(seed: int, count: int):
+    return jnp.asarray(np.random.default_rng(seed).uniform(size=(count, 2)))
+
+
+def test_linear_problem_is_solved_in_one_step():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        features, target = rng.normal(size=(30, 7)), rng.normal(size=30)
+        data = jnp.asarray(np.column_stack([features, target]))
+        solver = LevenbergMarquardt(initial_damping=1e-14)
+        params = {"w": jnp.ones(7)}
+        params, _, _ = solver.step((LINEAR,), bind_linear, params, solver.init(params), (data,))
+        expected = np.linalg.lstsq(features, target)[0]
+        np.testing.assert_allclose(params["w"], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_underdetermined_problem_takes_the_least_change():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        features, target = rng.normal(size=(4, 9)), rng.normal(size=4)
+        data = jnp.asarray(np.column_stack([features, target]))
+        solver = LevenbergMarquardt(initial_damping=1e-14)
+        params = {"w": jnp.zeros(9)}
+        params, _, _ = solver.step((LINEAR,), bind_linear, params, solver.init(params), (data,))
+        expected = np.linalg.lstsq(features, target)[0]
+        np.testing.assert_allclose(params["w"], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("geodesic", [False, True])
+def test_rosenbrock_agrees_with_scipy(geodesic):
+    with jax.enable_x64(True):
+        start = np.array([-1.2, 1.0])
+        solver = LevenbergMarquardt(geodesic_acceleration=geodesic)
+        term, data = rosenbrock_term(), (jnp.zeros((1, 1)),)
+        params, state = jnp.asarray(start), solver.init(jnp.asarray(start))
+        step = jax.jit(lambda p, s: solver.step((term,), bind_vector, p, s, data))
+        for _ in range(40):
+            params, state, loss = step(params, state)
+        expected = least_squares(lambda p: [10 * (p[1] - p[0] ** 2), 1 - p[0]], start).x
+        np.testing.assert_allclose(params, expected, atol=1e-10)
+        assert loss < 1e-20
+
+
+def test_jacobian_is_that_of_the_residual_vector():
+    with jax.enable_x64(True):
+        bind, params = network(0, output_dim=2)
+        vector_term = ResidualTerm("vector", lambda u, x: u(x) ** 2 - x, 3.0)
+        terms, points = (*TERMS, vector_term), (cloud(0, 6), cloud(1, 3), cloud(2, 4))
+        problem = FlatResiduals(terms, bind, params, points)
+        residuals, jacobian = jax.jit(problem.linearize)(problem.start)
+
+        def all_residuals(flat):
+            return residual_vector(terms, bind(problem.unravel(flat)), *points)
+
+        np.testing.assert_allclose(residuals, all_residuals(problem.start), rtol=1e-13)
+        expected = jax.jit(jax.jacrev(all_residuals))(problem.start)
+        assert jacobian.shape == (6 + 3 + 8, problem.start.size)
+        np.testing.assert_allclose(jacobian, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
+@pytest.mark.parametrize("damping", [1e-6, 1e-2, 10.0])
+def test_primal_and_dual_solve_the_damped_normal_equations(shape, damping):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(2)
+        jacobian, residuals = rng.normal(size=shape), rng.normal(size=shape[0])
+        system = factorize(jnp.asarray(jacobian))
+        assert system.eigenvalues.shape == (min(shape),)
+        step = system.solve(system.project(jnp.asarray(residuals)), jnp.asarray(damping))
+        normal = jacobian.T @ jacobian + damping * np.eye(shape[1])
+        expected = -np.linalg.solve(normal, jacobian.T @ residuals)
+        np.testing.assert_allclose(step, expected, rtol=1e-8, atol=1e-10)
+
+
+@functools.cache
+def compiled_steps(geodesic: bool):
+    """Losses of four steps as the solver reports them and recomputed, for one architecture."""
+    bind, _ = network(0)
+    solver = LevenbergMarquardt(geodesic_acceleration=geodesic)
+
+    @jax.jit
+    def run(params, damping, points):
+        def body(carry, _):
+            params, state, loss = solver.step(TERMS, bind, *carry, points)
+            return (params, state), (loss, mean_square_loss(TERMS, bind(carry[0]), *points))
+
+        start = (params, LevenbergMarquardtState(damping))
+        return jax.lax.scan(body, start, length=4)[1]
+
+    return run
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 100),
+    damping=st.sampled_from([1e-12, 1e-4, 1e2]),
+    interior=st.sampled_from([10, 80]),
+    geodesic=st.booleans(),
+)
+def test_loss_never_increases_and_is_that_of_the_old_parameters(seed, damping, interior, geodesic):
+    with jax.enable_x64(True):
+        _, params = network(seed)
+        points = (cloud(seed, interior), cloud(seed + 1, 8))
+        reported, recomputed = compiled_steps(geodesic)(params, jnp.asarray(damping), points)
+        np.testing.assert_allclose(reported, recomputed, rtol=1e-10)
+        assert np.all(np.diff(reported) <= 0)
+
+
+def test_damping_rises_and_parameters_stay_when_no_step_helps():
+    with jax.enable_x64(True):
+        # At a minimiser with a residual left over no step lowers the loss.
+        data = jnp.asarray([[1.0, 0.0], [1.0, 2.0]])
+        solver = LevenbergMarquardt(initial_damping=1.0, damping_factors=(0.1, 10.0))
+        params = {"w": jnp.ones(1)}
+        new, state, loss = solver.step((LINEAR,), bind_linear, params, solver.init(params), (data,))
+        assert new["w"] == params["w"]
+        np.testing.assert_allclose(loss, 1.0, rtol=1e-15)
+        assert state.damping == 10.0
+
+
+def test_nan_candidates_are_not_taken():
+    with jax.enable_x64(True):
+        # The full step to the root of log(w) - 5 from w = 3 overshoots to a negative w, from w
+        # small it does not; only damped steps stay where the logarithm is defined.
+        term = ResidualTerm("log", lambda u, x: jnp.log(u(x)[0]) + 5.0)
+        solver = LevenbergMarquardt(initial_damping=1e-6)
+        params, data, losses = jnp.asarray([3.0]), (jnp.zeros((1, 1)),), []
+        state = solver.init(params)
+        step = jax.jit(lambda p, s: solver.step((term,), bind_vector, p, s, data))
+        for _ in range(60):
+            params, state, loss = step(params, state)
+            losses.append(float(loss))
+        assert np.all(np.isfinite(losses))
+        np.testing.assert_allclose(params[0], np.exp(-5.0), rtol=1e-8)
+
+
+def test_state_does_not_depend_on_the_number_of_parameters():
+    with jax.enable_x64(True):
+        solver = LevenbergMarquardt()
+        data = jnp.asarray([[1.0, 2.0], [2.0, 5.0], [3.0, 5.0]])
+        small, large = {"w": jnp.zeros(1)}, {"w": jnp.zeros((2, 1))}
+        _, state, _ = solver.step((LINEAR,), bind_linear, small, solver.init(small), (data,))
+        _, new_state, loss = solver.step(
+            (LINEAR,), lambda p: bind_linear({"w": p["w"].sum(0)}), large, state, (data,)
+        )
+        assert jax.tree.structure(new_state) == jax.tree.structure(solver.init(small))
+        assert [leaf.shape for leaf in jax.tree.leaves(new_state)] == [()]
+        assert jnp.isfinite(loss)
+
+
+def test_steps_run_inside_scan_in_single_precision():
+    with jax.enable_x64(True):
+        bind, params = network(3)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    points = (cloud(0, 40).astype(jnp.float32), cloud(1, 8).astype(jnp.float32))
+    solver = LevenbergMarquardt()
+
+    def body(carry, _):
+        params, state, loss = solver.step(TERMS, bind, *carry, points)
+        return (params, state), loss
+
+    (new, state), losses = jax.jit(lambda p: jax.lax.scan(body, (p, solver.init(p)), length=20))(
+        params
+    )
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    assert state.damping.dtype == jnp.float32
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_acceleration_reduces_the_error_of_the_step():
+    with jax.enable_x64(True):
+        # The residual exp(w) - 2 is curved; from w = 0 the accelerated Newton step is nearer.
+        term = ResidualTerm("exp", lambda u, x: jnp.exp(u(x)[0]) - 2.0)
+        params = jnp.asarray([0.0])
+        errors = []
+        for geodesic in (False, True):
+            solver = LevenbergMarquardt(
+                initial_damping=1e-10, damping_factors=(1.0, 1.1), geodesic_acceleration=geodesic
+            )
+            new, _, _ = solver.step(
+                (term,), bind_vector, params, solver.init(params), (jnp.zeros((1, 1)),)
+            )
+            errors.append(abs(float(new[0]) - np.log(2.0)))
+        # Newton: w = 1, then a = -1/2: w = 1/2.
+        np.testing.assert_allclose(errors, [1 - np.log(2), np.log(2) - 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "error", "name"),
+    [
+        ({"initial_damping": 0.0}, ValueError, "initial_damping"),
+        ({"initial_damping": "small"}, TypeError, "initial_damping"),
+        ({"damping_factors": ()}, ValueError, "damping_factors"),
+        ({"damping_factors": (0.1, 1.0)}, ValueError, "damping_factors"),
+        ({"damping_factors": (-1.0, 2.0)}, ValueError, r"damping_factors\[0\]"),
+        ({"min_damping": -1.0}, ValueError, "min_damping"),
+        ({"max_damping": float("inf")}, ValueError, "max_damping"),
+        ({"min_damping": 1.0, "max_damping": 0.1}, ValueError, "max_damping"),
+        ({"geodesic_acceleration": 1}, TypeError, "geodesic_acceleration"),
+        ({"acceleration_limit": 0.0}, ValueError, "acceleration_limit"),
+    ],
+)
+def test_bad_settings_are_named(settings_, error, name):
+    with pytest.raises(error, match=name):
+        LevenbergMarquardt(**settings_)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "name"),
+    [
+        ({"terms": ()}, ValueError, "terms"),
+        ({"terms": (lambda u, x: u(x),)}, TypeError, "terms"),
+        ({"bind": 3}, TypeError, "bind"),
+        ({"params": {}}, ValueError, "params"),
+        ({"params": {"w": jnp.arange(3)}}, TypeError, "params.*'w'"),
+        ({"points": ()}, ValueError, "points"),
+    ],
+)
+def test_bad_step_arguments_are_named(change, error, name):
+    arguments = {
+        "terms": (LINEAR,),
+        "bind": bind_linear,
+        "params": {"w": jnp.ones(1)},
+        "state": LevenbergMarquardtState(jnp.asarray(1.0)),
+        "points": (jnp.ones((2, 2)),),
+    }
+    with pytest.raises(error, match=name):
+        LevenbergMarquardt().step(**(arguments | change))
