@@ -1,5 +1,6 @@
 """Networks: plain ``nnx.Module`` classes that know nothing of training."""
 
+from opifex.models.fno import FNO, FourierBlock, SpectralConv
 from opifex.models.mlp import MLP, HiddenLayer
 
-__all__ = ["MLP", "HiddenLayer"]
+__all__ = ["FNO", "MLP", "FourierBlock", "HiddenLayer", "SpectralConv"]

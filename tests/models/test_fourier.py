@@ -1,0 +1,138 @@
+"""Truncated transforms: against a direct evaluation of the definition, and each other."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opifex.models.fourier import (
+    choose_transform,
+    inverse_truncated_transform,
+    mode_axes,
+    truncated_transform,
+)
+
+CASES = [
+    ((4,), (7,)),
+    ((4,), (8,)),
+    ((1,), (1,)),
+    ((5,), (16,)),
+    ((3, 2), (5, 3)),
+    ((2, 4), (6, 9)),
+    ((1, 3), (4, 8)),
+    ((2, 3, 2), (3, 5, 4)),
+    ((2, 1, 3), (7, 2, 6)),
+]
+
+
+def frequencies(modes):
+    leading = [range(-(m - 1), m) for m in modes[:-1]]
+    return list(itertools.product(*leading, range(modes[-1])))
+
+
+def definition(x, modes):
+    """Coefficients from the sum that defines them, one frequency at a time."""
+    shape = x.shape[: len(modes)]
+    grid = np.indices(shape)
+    out = []
+    for k in frequencies(modes):
+        phase = sum(2 * np.pi * ki * g / n for ki, g, n in zip(k, grid, shape, strict=True))
+        wave = np.exp(-1j * phase).reshape(*shape, *(1,) * (x.ndim - len(shape)))
+        out.append((x * wave).mean(axis=tuple(range(len(shape)))))
+    z = np.stack(out).reshape(*mode_axes(modes), *x.shape[len(shape) :])
+    return np.stack([z.real, z.imag], axis=len(shape))
+
+
+@pytest.mark.parametrize("transform", ["fft", "matmul"])
+@pytest.mark.parametrize(("modes", "shape"), CASES)
+def test_agrees_with_the_definition(modes, shape, transform):
+    x = np.random.default_rng(0).normal(size=(*shape, 2, 3))
+    with jax.enable_x64(True):
+        h = truncated_transform(jnp.asarray(x), modes, transform=transform)
+    np.testing.assert_allclose(h, definition(x, modes), atol=1e-13)
+
+
+@pytest.mark.parametrize("transform", ["fft", "matmul"])
+@pytest.mark.parametrize(("modes", "shape"), CASES)
+def test_inverse_is_the_transform_on_band_limited_fields(modes, shape, transform):
+    """Truncation is a projection: the second pass changes nothing, and real fields come back."""
+    x = np.random.default_rng(1).normal(size=(*shape, 2))
+    with jax.enable_x64(True):
+        h = truncated_transform(jnp.asarray(x), modes, transform=transform)
+        once = inverse_truncated_transform(h, modes, shape, transform=transform)
+        again = truncated_transform(once, modes, transform=transform)
+    np.testing.assert_allclose(again, h, atol=1e-13)
+
+
+@pytest.mark.parametrize(("modes", "shape"), CASES)
+def test_inverses_agree_on_any_coefficients(modes, shape):
+    """Also on coefficients that no real field has, and with the same gradients."""
+    h = np.random.default_rng(2).normal(size=(*mode_axes(modes), 2, 3))
+    with jax.enable_x64(True):
+        values, gradients = zip(
+            *(
+                (
+                    inverse_truncated_transform(jnp.asarray(h), modes, shape, transform=transform),
+                    jax.grad(
+                        lambda h, transform=transform: jnp.sum(
+                            inverse_truncated_transform(h, modes, shape, transform=transform) ** 3
+                        )
+                    )(jnp.asarray(h)),
+                )
+                for transform in ("fft", "matmul")
+            ),
+            strict=True,
+        )
+    np.testing.assert_allclose(values[0], values[1], atol=1e-12)
+    np.testing.assert_allclose(gradients[0], gradients[1], atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=3),
+    st.integers(0, 2**31),
+)
+def test_smallest_grids_lose_nothing(axes, seed):
+    """With 2 m - 1 points per axis every field is band-limited and comes back exactly."""
+    modes = tuple(m for m, _ in axes)
+    shape = tuple(2 * m - 1 for m in modes)
+    x = np.random.default_rng(seed).normal(size=(*shape, 2))
+    with jax.enable_x64(True):
+        back = inverse_truncated_transform(truncated_transform(jnp.asarray(x), modes), modes, shape)
+    np.testing.assert_allclose(back, x, atol=1e-12)
+
+
+def test_coarse_modes_are_a_centred_slice_of_fine_modes():
+    x = np.random.default_rng(3).normal(size=(9, 10, 2))
+    with jax.enable_x64(True):
+        fine = truncated_transform(jnp.asarray(x), (4, 5))
+        coarse = truncated_transform(jnp.asarray(x), (2, 3))
+    np.testing.assert_allclose(coarse, fine[2:-2, :3], atol=1e-15)
+
+
+def test_float32_keeps_float32_accuracy():
+    x = np.random.default_rng(4).normal(size=(1024, 4))
+    h = truncated_transform(jnp.asarray(x, jnp.float32), (64,), transform="matmul")
+    assert h.dtype == jnp.float32
+    np.testing.assert_allclose(h, definition(x, (64,)), atol=2e-7)
+
+
+def test_bad_arguments():
+    x = jnp.ones((8, 6, 2))
+    with pytest.raises(ValueError, match=r"spatial axis 1 has 6 points.*modes=4.*at least 7"):
+        truncated_transform(x, (3, 4))
+    with pytest.raises(ValueError, match="transform must be one of"):
+        truncated_transform(x, (3, 3), transform="dct")
+    with pytest.raises(ValueError, match="modes must name at least one axis"):
+        mode_axes(())
+    with pytest.raises(TypeError, match=r"modes\[1\] must be an integer"):
+        mode_axes((2, 2.5))
+    with pytest.raises(ValueError, match="has 1 axes"):
+        truncated_transform(jnp.ones(4), (2, 2))
+    with pytest.raises(ValueError, match="coefficients must have leading axes"):
+        inverse_truncated_transform(jnp.ones((4, 3, 2)), (2, 3), (8, 8))
+    assert choose_transform((8, 8), (16, 16)) in {"fft", "matmul"}
