@@ -117,13 +117,15 @@ class SpectralConv(nnx.Module):
         dims = self.spatial_dims
         batch, shape = x.shape[dims], x.shape[:dims]
         h = truncated_transform(x, self.modes, transform=self.transform)
-        # Real and imaginary parts are rows of the same product; two products give all four terms.
-        rows = h.reshape(*h.shape[:dims], 2 * batch, self.input_size)
-        by_real = rows @ self.weight_real[...]
-        by_imag = rows @ self.weight_imag[...]
-        real = by_real[..., :batch, :] - by_imag[..., batch:, :]
-        imag = by_real[..., batch:, :] + by_imag[..., :batch, :]
-        y = jnp.stack([real, imag], axis=dims)
+        # One real product per mode gives all four terms of the complex one: real and imaginary
+        # parts of the field are rows, those of the weights are columns.
+        size = self.output_size
+        weight = jnp.concatenate([self.weight_real[...], self.weight_imag[...]], axis=-1)
+        weight = weight.reshape(-1, self.input_size, 2 * size)
+        terms = h.reshape(-1, 2 * batch, self.input_size) @ weight
+        real = terms[:, :batch, :size] - terms[:, batch:, size:]
+        imag = terms[:, batch:, :size] + terms[:, :batch, size:]
+        y = jnp.stack([real, imag], axis=1).reshape(*h.shape[:-1], size)
         return inverse_truncated_transform(y, self.modes, shape, transform=self.transform)
 
 
