@@ -66,7 +66,8 @@ class Objective:
         self, params: Any, rest: Any, batch: tuple[Any, ...], key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Any]:
         """Loss, and the other variables after the evaluation (running statistics, say)."""
-        model = nnx.merge(self.structure, params, rest)
+        # Copies belong to the trace of this evaluation: the loss may update them (batch statistics).
+        model = nnx.merge(self.structure, params, rest, copy=True)
         if self._loss_fn is None:
             value = mean_square_loss(self.terms, model, *batch)
         elif self._takes_key:

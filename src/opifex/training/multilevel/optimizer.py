@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array
@@ -65,10 +66,15 @@ def _with_params(model: nnx.Module, params: Any) -> nnx.Module:
     return nnx.merge(graph, params, rest, copy=True)
 
 
+def _filled(leaf: Array, value: float) -> Array:
+    """An array like another with one value everywhere, made without compiling anything."""
+    return jax.device_put(np.full(leaf.shape, value, leaf.dtype), leaf.sharding)
+
+
 def _tree_like(params: nnx.State, values: dict[KeyPath, Array]) -> nnx.State:
     """A tree like ``params`` with the given leaves, and zeros where none is given."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: values.get(path, jnp.zeros_like(leaf)), params
+        lambda path, leaf: values.get(path, _filled(leaf, 0)), params
     )
 
 
@@ -87,8 +93,8 @@ def carried_fraction(
     Returns:
         A state shaped like the parameters of ``fine_model``.
     """
-    ones = jax.tree.map(jnp.ones_like, _params(coarse_model))
-    zeros = jax.tree.map(jnp.zeros_like, _params(fine_model))
+    ones = jax.tree.map(lambda leaf: _filled(leaf, 1), _params(coarse_model))
+    zeros = jax.tree.map(lambda leaf: _filled(leaf, 0), _params(fine_model))
     return _params(transition_fn(_with_params(coarse_model, ones), _with_params(fine_model, zeros)))
 
 
@@ -136,32 +142,29 @@ class _StateMover:
         return _leaves_by_path(_params(self.transition_fn(coarse, zeros)))
 
     def _start(self, path: KeyPath, moved: Array, fresh: Array, second_moment: bool) -> Array:
-        old = self.carried[path] != 0
-        if not second_moment or self.second_moment_start == "fresh":
-            return jnp.where(old, moved, fresh)
-        count = jnp.maximum(jnp.sum(old), 1)
-        if self.second_moment_start == "mean":
-            value = jnp.sum(jnp.where(old, moved, 0)) / count
-        else:
-            value = jnp.max(jnp.where(old, moved, 0))
-        return jnp.where(old, moved, value)
+        # On the host, like the transfer itself: every shape occurs once.
+        old, values = np.asarray(self.carried[path]) != 0, np.asarray(moved)
+        start: Any = np.asarray(fresh)
+        if second_moment and self.second_moment_start != "fresh" and np.any(old):
+            start = np.mean(values[old]) if self.second_moment_start == "mean" else np.max(values)
+        return jax.device_put(np.where(old, values, start).astype(fresh.dtype), fresh.sharding)
 
     def _move_plain(
         self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], second_moment: bool
     ) -> dict[KeyPath, Array]:
         moved = self._move_values(coarse)
         started = {
-            path: self._start(path, moved[path].astype(leaf.dtype), leaf, second_moment)
+            path: self._start(path, moved[path], leaf, second_moment)
             for path, leaf in fresh.items()
         }
         if second_moment and self.second_moment_start != "fresh" and coarse:
             # A parameter that is new as a whole has no entry of its own to start from: take the
             # mean over all carried entries of the tree.
-            total = sum(jnp.sum(leaf) for leaf in coarse.values())
+            total = sum(float(np.sum(np.asarray(leaf))) for leaf in coarse.values())
             mean = total / sum(leaf.size for leaf in coarse.values())
             for path, leaf in fresh.items():
                 if path not in self.coarse_shapes:
-                    started[path] = jnp.full_like(leaf, mean)
+                    started[path] = _filled(leaf, mean)
         return started
 
     def move(
@@ -185,9 +188,13 @@ class _StateMover:
         if stacked:  # a memory of several trees, such as that of L-BFGS: one after the other
             depth = next(iter(stacked.values())).shape[0]
             slices = [
-                self._move_values({p: a[i] for p, a in stacked.items()}) for i in range(depth)
+                self._move_values({p: jnp.asarray(np.asarray(a)[i]) for p, a in stacked.items()})
+                for i in range(depth)
             ]
-            result |= {p: jnp.stack([s[p] for s in slices]).astype(fresh[p].dtype) for p in stacked}
+            result |= {
+                p: jnp.asarray(np.stack([np.asarray(s[p]) for s in slices]), fresh[p].dtype)
+                for p in stacked
+            }
         for path, leaf in coarse.items():  # one number per parameter, whatever its size
             if path not in plain and path not in stacked and path in fresh and leaf.ndim == 0:
                 result[path] = leaf

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -82,15 +84,31 @@ class Placement:
         """Fine array with the coarse entries in place."""
         if not self.grows:
             return jnp.asarray(coarse, fine.dtype)
-        return fine.at[self.block].set(coarse.astype(fine.dtype))
+        return _with_block(fine, self.block, coarse)
 
     def preserve(self, coarse: Array, fine: Array) -> Array:
         """Like `copy_and_pad`, with zeros where an old output would read something new."""
-        return self.copy_and_pad(coarse, fine.at[self.written_block].set(0) if self.grows else fine)
+        cleared = _with_block(fine, self.written_block, 0) if self.grows else fine
+        return self.copy_and_pad(coarse, cleared)
 
     def truncate(self, fine: Array, dtype: Any) -> Array:
         """The coarse entries of a fine array."""
-        return jnp.asarray(fine[self.block], dtype)
+        if isinstance(fine, jax.core.Tracer):
+            return jnp.asarray(fine[self.block], dtype)
+        return jnp.asarray(np.asarray(fine)[self.block], dtype)
+
+
+def _with_block(array: Array, block: tuple[slice, ...], values: Any) -> Array:
+    """A copy of an array with one block replaced.
+
+    A transfer happens once per level, on shapes that never come back: outside of compiled code the
+    block is written by NumPy, since compiling a scatter for each parameter costs more than all else.
+    """
+    if isinstance(array, jax.core.Tracer) or isinstance(values, jax.core.Tracer):
+        return array.at[block].set(jnp.asarray(values, array.dtype))
+    result = np.array(array)
+    result[block] = np.asarray(values, result.dtype)
+    return jax.device_put(result, array.sharding)
 
 
 def _name(path: Path) -> str:
@@ -212,8 +230,8 @@ def prolongate(coarse_model: ModelT, fine_model: ModelT) -> ModelT:
         TypeError: if an argument is not an ``nnx.Module`` or the classes differ.
         ValueError: if the structures do not match; the message names the layer.
     """
-    coarse, fine = _transferable(coarse_model), _transferable(fine_model)
     plan = plan_transfer(coarse_model, fine_model)
+    coarse, fine = _transferable(coarse_model), _transferable(fine_model)
     return _rebuild(
         fine_model,
         {p: place.copy_and_pad(coarse[p][...], fine[p][...]) for p, place in plan.items()},
@@ -237,8 +255,8 @@ def restrict(fine_model: ModelT, coarse_model: ModelT) -> ModelT:
         TypeError: if an argument is not an ``nnx.Module`` or the classes differ.
         ValueError: if the structures do not match; the message names the layer.
     """
-    coarse, fine = _transferable(coarse_model), _transferable(fine_model)
     plan = plan_transfer(coarse_model, fine_model)
+    coarse, fine = _transferable(coarse_model), _transferable(fine_model)
     return _rebuild(
         coarse_model,
         {p: place.truncate(fine[p][...], coarse[p][...].dtype) for p, place in plan.items()},
@@ -254,7 +272,7 @@ def _identity_gates(fine_model: nnx.Module, added: set[Path]) -> dict[Path, Arra
     for path in added:
         layer = lookup_axes(owners[path[:-1]])
         if layer is not None and path[-1] in layer.identity_gates:
-            gates[path] = jnp.zeros_like(fine[path][...])
+            gates[path] = jnp.asarray(np.zeros(fine[path].shape, fine[path].dtype))
             covered.append(path[:-1])
     for path in added:
         if not any(path[: len(layer)] == layer for layer in covered):
@@ -285,8 +303,8 @@ def prolongate_preserving(coarse_model: ModelT, fine_model: ModelT) -> ModelT:
         ValueError: if the structures do not match, or a layer cannot preserve the function (a
             feature normalisation that widens, an added layer without gate); names the layer.
     """
-    coarse, fine = _transferable(coarse_model), _transferable(fine_model)
     plan = plan_transfer(coarse_model, fine_model)
+    coarse, fine = _transferable(coarse_model), _transferable(fine_model)
     for path, place in plan.items():
         if place.grows and not place.width_preserving:
             raise ValueError(
