@@ -15,6 +15,7 @@ __all__ = [
     "check_nonnegative_int",
     "check_positive",
     "check_positive_int",
+    "check_sequence",
 ]
 
 
@@ -78,6 +79,12 @@ def check_callable(name: str, value: Any) -> None:
     """Raise unless ``value`` can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r} of type {type(value).__name__}")
+
+
+def check_sequence(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a sequence such as a list or tuple; a string is none."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a sequence, got {value!r} of type {type(value).__name__}")
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from opifex.core.checks import check_callable
+from opifex.core.checks import check_callable, check_sequence
 from opifex.core.residuals import PointFunction, ResidualTerm, mean_square_loss
 
 LossFunction = Callable[..., Any]
@@ -35,7 +36,7 @@ class Objective:
         terms: residual terms, for smoothers that need residuals rather than a scalar.
 
     Raises:
-        TypeError: if ``loss_fn`` is not callable or an entry of ``terms`` is not a `ResidualTerm`.
+        TypeError: if ``loss_fn`` is not callable, or ``terms`` is not a sequence of `ResidualTerm`.
         ValueError: if there is neither a loss nor a term.
     """
 
@@ -47,6 +48,8 @@ class Objective:
     ) -> None:
         if loss_fn is None and not terms:
             raise ValueError("loss_fn must be given, or terms must not be empty")
+        if terms is not None:
+            check_sequence("terms", terms)
         if loss_fn is not None:
             check_callable("loss_fn", loss_fn)
         for term in terms or ():
@@ -74,6 +77,8 @@ class Objective:
             value = self._loss_fn(model, *batch, key=key)
         else:
             value = self._loss_fn(model, *batch)
+        if jnp.ndim(value) != 0:
+            raise ValueError(f"loss_fn must return a scalar, got shape {jnp.shape(value)}")
         return value, nnx.state(model, nnx.Not(nnx.Param))
 
     def value(

@@ -22,6 +22,7 @@ from opifex.core.checks import (
     check_nonnegative,
     check_positive,
     check_positive_int,
+    check_sequence,
 )
 
 __all__ = [
@@ -150,6 +151,7 @@ class ResidualSpectrumAdvance:
 
     def __post_init__(self) -> None:
         check_callable("residual_fn", self.residual_fn)
+        check_sequence("modes", self.modes)
         for i, m in enumerate(self.modes):
             check_positive_int(f"modes[{i}]", m)
         check_positive_int("spatial_dims", self.spatial_dims)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from opifex.core.checks import check_callable, check_choice, check_positive_int
+from opifex.core.checks import check_callable, check_choice, check_positive_int, check_sequence
 from opifex.core.residuals import ResidualTerm
 from opifex.models.mlp import Activation
 from opifex.training.loop import check_data, enable_compilation_cache
@@ -225,7 +226,7 @@ class CascadeTrainer:
         callbacks: Sequence[Callback] = (),
         progress: bool = False,
         compile_ahead: bool = True,
-        compilation_cache: str | None = None,
+        compilation_cache: str | PathLike[str] | None = None,
     ) -> History:
         """Train every level from the current one on, the finest included, in compiled loops.
 
@@ -265,14 +266,19 @@ class CascadeTrainer:
         for name, optional in (("loss_fn", loss_fn), ("evaluate", evaluate)):
             if optional is not None:
                 check_callable(name, optional)
+        check_sequence("callbacks", callbacks)
         for i, callback in enumerate(callbacks):
             check_callable(f"callbacks[{i}]", callback)
         if advance is not None and not callable(getattr(advance, "should_advance", None)):
             raise TypeError(f"advance must have a should_advance method, got {advance!r}")
         if report_every is not None:
             check_positive_int("report_every", report_every)
+        if key is not None:
+            _check_key(key)
         if compilation_cache is not None:
-            enable_compilation_cache(compilation_cache)
+            if not isinstance(compilation_cache, str | PathLike):
+                raise TypeError(f"compilation_cache must be a folder, got {compilation_cache!r}")
+            enable_compilation_cache(str(compilation_cache))
         planned = self._plan_epochs(epochs)
         per_level_data = [check_data(d, batch_size)[0] for d in self._level_data(data)]
         chosen, state, move = self._choose_smoothers(smoothers)
@@ -318,6 +324,7 @@ class CascadeTrainer:
     def _plan_epochs(self, epochs: Sequence[int] | None) -> list[int]:
         if epochs is None:
             return [self.config.epochs(level) for level in range(self.num_levels)]
+        check_sequence("epochs", epochs)
         if len(epochs) != self.num_levels:
             raise ValueError(
                 f"epochs must have one entry per level ({self.num_levels}), got {list(epochs)}"
@@ -351,6 +358,7 @@ class CascadeTrainer:
                 return optimizer.moved_state(level, state, coarse, fine, self.prolongate_fn)
 
             return chosen, optimizer.state, move_optimizer
+        check_sequence("smoothers", smoothers)
         if len(smoothers) != self.num_levels:
             raise ValueError(
                 f"smoothers must have one entry per level ({self.num_levels}), got {len(smoothers)}"
@@ -366,6 +374,13 @@ class CascadeTrainer:
                 return initial_state(chosen[level + 1], fine)
 
         return chosen, initial_state(chosen[self._level], self.model), move_or_restart
+
+
+def _check_key(key: Any) -> None:
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,)
+    if not (typed and key.shape == ()) and not raw:
+        raise TypeError(f"key must be a random key such as jax.random.key(0), got {key!r}")
 
 
 def _check_hierarchy(hierarchy: Any) -> list[nnx.Module]:

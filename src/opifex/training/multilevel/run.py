@@ -236,6 +236,12 @@ class MultilevelRun:
             )
         found = self._metric_programs[self.level](variables)
         named = found if isinstance(found, dict) else {"metric": found}
+        for name, value in named.items():
+            if jnp.ndim(value) != 0:
+                raise ValueError(
+                    f"evaluate must return a scalar or a dictionary of scalars, got shape "
+                    f"{jnp.shape(value)} for {name!r}"
+                )
         self._metrics = {name: float(value) for name, value in named.items()}
         self.history.record_evaluation(self.level, epoch, self._metrics, cycle=self.cycle)
         return self._metrics

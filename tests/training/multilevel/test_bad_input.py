@@ -1,0 +1,425 @@
+"""Bad input to multilevel training: the error is of the right kind and names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from opifex.core import ResidualTerm
+from opifex.training.multilevel import (
+    CascadeTrainer,
+    LayerAxes,
+    LevelProgress,
+    MultilevelAdam,
+    MultilevelConfig,
+    MultilevelOptimizer,
+    PlateauAdvance,
+    ResidualSpectrumAdvance,
+    WorkOptimalAdvance,
+    create_depth_hierarchy,
+    create_fno_hierarchy,
+    create_network_hierarchy,
+    register_axes,
+)
+
+Case = tuple[dict[str, Any], type[Exception], str]
+
+
+class Scalar(nnx.Module):
+    def __init__(self) -> None:
+        self.value = nnx.Param(jnp.ones(()))
+
+
+def loss(model: Scalar) -> Any:
+    return model.value[...] ** 2
+
+
+def loss_of_data(model: Scalar, x: Any) -> Any:
+    return jnp.mean(x) * model.value[...] ** 2
+
+
+def trainer() -> CascadeTrainer:
+    config = MultilevelConfig(2, level_epochs=[1, 1])
+    return CascadeTrainer([Scalar(), Scalar()], optax.sgd(0.1), config=config)
+
+
+def rejects(function: Callable[..., Any], case: Case) -> None:
+    arguments, error, message = case
+    with pytest.raises(error, match=message):
+        function(**arguments)
+
+
+# -- MultilevelConfig ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"num_levels": 0}, ValueError, "num_levels must be at least 1, got 0"),
+        ({"num_levels": 2.0}, TypeError, "num_levels must be an integer, got 2.0"),
+        ({"num_levels": True}, TypeError, "num_levels must be an integer"),
+        ({"coarsening_factor": 1.0}, ValueError, "coarsening_factor must lie strictly between"),
+        ({"coarsening_factor": "half"}, TypeError, "coarsening_factor must be a real number"),
+        ({"level_epochs": [1, 2]}, ValueError, r"level_epochs must have num_levels=3 .*got 2"),
+        ({"level_epochs": [1, 0, 2]}, ValueError, r"level_epochs\[1\] must be at least 1"),
+        ({"level_epochs": [1, 2, 2.5]}, TypeError, r"level_epochs\[2\] must be an integer"),
+        ({"level_epochs": 100}, TypeError, "level_epochs must be a sequence"),
+        ({"warmup_epochs": -1}, ValueError, "warmup_epochs must be at least 0, got -1"),
+        ({"warmup_epochs": None}, TypeError, "warmup_epochs must be an integer"),
+    ],
+)
+def test_config(case: Case) -> None:
+    rejects(MultilevelConfig, case)
+
+
+@pytest.mark.parametrize("level", [-1, 3])
+def test_config_epochs_of_a_missing_level(level: int) -> None:
+    with pytest.raises(ValueError, match=r"level must be in 0\.\.2"):
+        MultilevelConfig().epochs(level)
+
+
+# -- hierarchies -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"input_dim": 0}, ValueError, "input_dim must be at least 1"),
+        ({"output_dim": 1.5}, TypeError, "output_dim must be an integer"),
+        ({"base_hidden_dims": []}, ValueError, "base_hidden_dims must not be empty"),
+        ({"base_hidden_dims": 64}, TypeError, "base_hidden_dims must be a sequence"),
+        ({"base_hidden_dims": [8, -8]}, ValueError, r"base_hidden_dims\[1\] must be at least 1"),
+        ({"num_levels": 0}, ValueError, "num_levels must be at least 1"),
+        ({"coarsening_factor": 2}, ValueError, "coarsening_factor must lie strictly between"),
+        ({"activation": "tanh"}, TypeError, "activation must be callable"),
+        ({"rngs": 0}, TypeError, "rngs must be an nnx.Rngs, got 0"),
+    ],
+)
+def test_network_hierarchy(case: Case) -> None:
+    good = {"input_dim": 1, "output_dim": 1, "base_hidden_dims": [8, 8], "rngs": nnx.Rngs(0)}
+    rejects(create_network_hierarchy, ({**good, **case[0]}, *case[1:]))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"input_dim": 0}, ValueError, "input_dim must be at least 1"),
+        ({"output_dim": "1"}, TypeError, "output_dim must be an integer"),
+        ({"hidden_dim": 0}, ValueError, "hidden_dim must be at least 1"),
+        ({"depths": [3, 2]}, ValueError, "depths must not decrease"),
+        ({"depths": []}, ValueError, "depths must not be empty"),
+        ({"depths": [0, 1]}, ValueError, r"depths\[0\] must be at least 1"),
+        ({"activation": None}, TypeError, "activation must be callable"),
+        ({"rngs": jax.random.key(0)}, TypeError, "rngs must be an nnx.Rngs"),
+    ],
+)
+def test_depth_hierarchy(case: Case) -> None:
+    good = {"input_dim": 1, "output_dim": 1, "hidden_dim": 4, "depths": [1], "rngs": nnx.Rngs(0)}
+    rejects(create_depth_hierarchy, ({**good, **case[0]}, *case[1:]))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"base_modes": 0}, ValueError, "base_modes must be at least 1"),
+        ({"base_modes": 2.5}, TypeError, "base_modes must be an integer"),
+        ({"base_modes": [4, 4]}, ValueError, "base_modes must have spatial_dims=1 entries"),
+        ({"base_modes": [0]}, ValueError, r"base_modes\[0\] must be at least 1"),
+        ({"width": -4}, ValueError, "width must be at least 1"),
+        ({"num_levels": 0}, ValueError, "num_levels must be at least 1"),
+        ({"reduction_factor": 1}, ValueError, "reduction_factor must be above 1"),
+        ({"reduction_factor": "2"}, TypeError, "reduction_factor must be a real number"),
+        ({"input_dim": 0}, ValueError, "input_dim must be at least 1"),
+        ({"output_dim": 0}, ValueError, "output_dim must be at least 1"),
+        ({"num_layers": 0}, ValueError, "num_layers must be at least 1"),
+        ({"activation": 3}, TypeError, "activation must be callable"),
+        ({"spatial_dims": 4}, ValueError, "spatial_dims must be 1, 2 or 3"),
+        ({"spatial_dims": 0}, ValueError, "spatial_dims must be at least 1"),
+        ({"width_factor": 1.5}, ValueError, r"width_factor must lie in \(0, 1\]"),
+        ({"width_factor": 0}, ValueError, "width_factor must be positive"),
+        ({"rngs": None}, TypeError, "rngs must be an nnx.Rngs"),
+        ({"mode": 3}, TypeError, "mode"),
+    ],
+)
+def test_fno_hierarchy(case: Case) -> None:
+    good = {"base_modes": 4, "width": 4, "rngs": nnx.Rngs(0)}
+    rejects(create_fno_hierarchy, ({**good, **case[0]}, *case[1:]))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"module_type": 3}, TypeError, "module_type must be an nnx.Module subclass, got 3"),
+        ({"module_type": int}, TypeError, "module_type must be an nnx.Module subclass"),
+        ({"axes": {"kernel": ()}}, TypeError, "axes must be a LayerAxes"),
+    ],
+)
+def test_register_axes(case: Case) -> None:
+    good = {"module_type": Scalar, "axes": LayerAxes({"value": ()})}
+    rejects(register_axes, ({**good, **case[0]}, *case[1:]))
+
+
+# -- optimizers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive"),
+        ({"learning_rate": -1e-3}, ValueError, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be finite"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate must be a real number"),
+        ({"b1": 1.0}, ValueError, r"b1 must lie in \[0, 1\)"),
+        ({"b2": -0.1}, ValueError, "b2 must be at least 0"),
+        ({"eps": 0.0}, ValueError, "eps must be positive"),
+        ({"second_moment_start": "zero"}, ValueError, "second_moment_start must be one of"),
+    ],
+)
+def test_adam(case: Case) -> None:
+    rejects(MultilevelAdam, case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"transformation": 1e-3}, TypeError, "transformation must be an optax"),
+        ({"transformation": []}, ValueError, "transformation must not be an empty sequence"),
+        ({"transformation": [optax.sgd(1.0), 3]}, TypeError, "transformation must consist of"),
+        (
+            {"transformation": optax.sgd(1.0), "second_moment_start": None},
+            ValueError,
+            "second_moment_start must be one of",
+        ),
+    ],
+)
+def test_optimizer(case: Case) -> None:
+    rejects(MultilevelOptimizer, case)
+
+
+def test_optimizer_init_wants_a_model() -> None:
+    with pytest.raises(TypeError, match=r"model must be an nnx\.Module, got dict"):
+        MultilevelAdam().init({"a": jnp.ones(2)})
+
+
+def test_optimizer_resize_state_before_init() -> None:
+    with pytest.raises(RuntimeError, match="resize_state needs a state"):
+        MultilevelAdam().resize_state(Scalar(), lambda coarse, fine: fine)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"new_model": None}, TypeError, r"new_model must be an nnx\.Module, got NoneType"),
+        ({"transition_fn": "prolongate"}, TypeError, "transition_fn must be callable"),
+    ],
+)
+def test_optimizer_resize_state(case: Case) -> None:
+    optimizer = MultilevelAdam()
+    optimizer.init(Scalar())
+    good = {"new_model": Scalar(), "transition_fn": lambda coarse, fine: fine}
+    rejects(optimizer.resize_state, ({**good, **case[0]}, *case[1:]))
+
+
+# -- CascadeTrainer --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"hierarchy": Scalar()}, TypeError, r"hierarchy must be a sequence .*got Scalar"),
+        ({"hierarchy": []}, ValueError, "hierarchy must not be empty"),
+        ({"hierarchy": [Scalar(), 3]}, TypeError, r"hierarchy\[1\] must be an nnx\.Module"),
+        ({"optimizer": 1e-3}, TypeError, "optimizer must be a MultilevelOptimizer or an optax"),
+        ({"prolongate_fn": "copy"}, TypeError, "prolongate_fn must be callable"),
+        ({"config": {"num_levels": 2}}, TypeError, "config must be a MultilevelConfig, got dict"),
+        ({"config": MultilevelConfig(3)}, ValueError, "num_levels is 3, but hierarchy has 2"),
+        ({"input_dim": 2}, TypeError, "input_dim belongs to the form without hierarchy"),
+        ({"output_dim": 2}, TypeError, "output_dim belongs to the form without hierarchy"),
+        ({"base_hidden_dims": [2]}, TypeError, "base_hidden_dims belongs to the form without"),
+        ({"activation": jnp.tanh}, TypeError, "activation belongs to the form without hierarchy"),
+        ({"rngs": nnx.Rngs(0)}, TypeError, "rngs belongs to the form without hierarchy"),
+    ],
+)
+def test_trainer_of_a_hierarchy(case: Case) -> None:
+    rejects(CascadeTrainer, ({"hierarchy": [Scalar(), Scalar()], **case[0]}, *case[1:]))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"input_dim": None}, TypeError, "input_dim is missing"),
+        ({"output_dim": None}, TypeError, "output_dim is missing"),
+        ({"base_hidden_dims": None}, TypeError, "base_hidden_dims is missing"),
+        ({"rngs": None}, TypeError, "rngs is missing"),
+        ({"input_dim": 0}, ValueError, "input_dim must be at least 1"),
+        ({"activation": 3}, TypeError, "activation must be callable"),
+    ],
+)
+def test_trainer_of_sizes(case: Case) -> None:
+    good = {"input_dim": 1, "output_dim": 1, "base_hidden_dims": [4], "rngs": nnx.Rngs(0)}
+    rejects(CascadeTrainer, ({**good, **case[0]}, *case[1:]))
+
+
+def test_step_with_a_foreign_gradient() -> None:
+    other = create_network_hierarchy(1, 1, [2], num_levels=1, rngs=nnx.Rngs(0))[0]
+    with pytest.raises(ValueError, match=r"grads lacks the parameter .*value"):
+        trainer().step(nnx.state(other, nnx.Param))
+
+
+def test_step_with_a_gradient_of_another_level() -> None:
+    coarse, fine = create_network_hierarchy(1, 1, [8], num_levels=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"grads.*has shape \(8,\), the\s+parameter has \(4,\)"):
+        CascadeTrainer([coarse, fine], config=MultilevelConfig(2)).step(nnx.state(fine, nnx.Param))
+
+
+# -- fit -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"loss_fn": 3.0}, TypeError, "loss_fn must be callable, got 3.0"),
+        ({"loss_fn": None}, ValueError, "loss_fn must be given, or terms must not be empty"),
+        ({"loss_fn": lambda model: jnp.ones(3) * model.value[...]}, ValueError, "loss_fn must ret"),
+        ({"data": jnp.ones(3)}, TypeError, "data must be a tuple of arrays"),
+        ({"data": [(), (), ()]}, ValueError, r"data must have one tuple per level \(2\)"),
+        ({"terms": ["interior"]}, TypeError, "terms must consist of ResidualTerm"),
+        ({"terms": 3}, TypeError, "terms must be a sequence, got 3"),
+        ({"epochs": [1]}, ValueError, r"epochs must have one entry per level \(2\)"),
+        ({"epochs": [1, 0]}, ValueError, r"epochs\[1\] must be at least 1"),
+        ({"epochs": 100}, TypeError, "epochs must be a sequence"),
+        ({"batch_size": 0, "data": (jnp.ones(3),)}, ValueError, "batch_size must be at least 1"),
+        ({"batch_size": 2.0, "data": (jnp.ones(3),)}, TypeError, "batch_size must be an integer"),
+        ({"batch_size": 4, "data": (jnp.ones(3),)}, ValueError, "batch_size must be at most the 3"),
+        ({"batch_size": 1}, ValueError, "data must share its first axis"),
+        (
+            {"batch_size": 1, "data": (jnp.ones(3), jnp.ones(4))},
+            ValueError,
+            "data must share its first axis",
+        ),
+        ({"key": 3}, TypeError, "key must be a random key"),
+        ({"strategy": "zigzag"}, ValueError, r"strategy must be one of \['cascade'.*got 'zigzag'"),
+        ({"smoothers": [optax.sgd(0.1)]}, ValueError, "smoothers must have one entry per level"),
+        ({"smoothers": 3}, TypeError, "smoothers must be a sequence, got 3"),
+        ({"smoothers": [optax.sgd(0.1), 3]}, TypeError, "a smoother must be an optax"),
+        ({"advance": "soon"}, TypeError, "advance must have a should_advance method, got 'soon'"),
+        ({"evaluate": 3}, TypeError, "evaluate must be callable"),
+        ({"evaluate": lambda model: jnp.ones(2)}, ValueError, "evaluate must return"),
+        ({"report_every": 0}, ValueError, "report_every must be at least 1"),
+        ({"callbacks": [print, 3]}, TypeError, r"callbacks\[1\] must be callable"),
+        ({"callbacks": print}, TypeError, "callbacks must be a sequence"),
+        ({"compilation_cache": 3}, TypeError, "compilation_cache must be a folder"),
+    ],
+    ids=lambda case: "-".join(case[0]),
+)
+def test_fit(case: Case) -> None:
+    arguments = {"loss_fn": loss_of_data if "data" in case[0] else loss, **case[0]}
+    subject = trainer()
+    rejects(subject.fit, (arguments, *case[1:]))
+    assert subject.current_level == 0
+
+
+def test_fit_leaves_the_trainer_usable_after_a_refusal() -> None:
+    subject = trainer()
+    with pytest.raises(ValueError, match="report_every"):
+        subject.fit(loss, report_every=0)
+    subject.fit(loss)
+    assert subject.is_at_finest
+
+
+def test_least_squares_smoother_without_terms() -> None:
+    class Solver:
+        def init(self, params: Any) -> tuple[()]:
+            return ()
+
+        def step(self, *arguments: Any) -> Any:
+            raise AssertionError("must not be called")
+
+    with pytest.raises(ValueError, match="Solver minimises residuals: terms must be given"):
+        trainer().fit(loss, smoothers=[Solver(), Solver()])
+
+
+@pytest.mark.parametrize("points", [(), (jnp.ones((2, 1)), jnp.ones((2, 1)))])
+def test_terms_want_one_array_each(points: Any) -> None:
+    term = ResidualTerm("interior", lambda u, x: u(x))
+    model = create_network_hierarchy(1, 1, [2], num_levels=1, rngs=nnx.Rngs(0))
+    subject = CascadeTrainer(model, config=MultilevelConfig(1, level_epochs=[1]))
+    with pytest.raises(ValueError, match=r"points must hold one array per term \(\['interior'\]\)"):
+        subject.fit(terms=[term], data=points)
+
+
+# -- rules -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"window": 0}, ValueError, "window must be at least 1"),
+        ({"relative_improvement": 1.0}, ValueError, "relative_improvement must lie strictly"),
+        ({"relative_improvement": None}, TypeError, "relative_improvement must be a real number"),
+        ({"min_epochs": 0}, ValueError, "min_epochs must be at least 1"),
+    ],
+)
+def test_plateau_rule(case: Case) -> None:
+    rejects(PlateauAdvance, case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"residual_fn": None}, TypeError, "residual_fn must be callable"),
+        ({"modes": (4, 0)}, ValueError, r"modes\[1\] must be at least 1"),
+        ({"modes": 4}, TypeError, "modes must be a sequence"),
+        ({"spatial_dims": 0}, ValueError, "spatial_dims must be at least 1"),
+        ({"energy_fraction": 0.0}, ValueError, "energy_fraction must lie strictly"),
+    ],
+)
+def test_spectrum_rule(case: Case) -> None:
+    good = {"residual_fn": lambda model: np.ones(8), "modes": (2, 4)}
+    rejects(ResidualSpectrumAdvance, ({**good, **case[0]}, *case[1:]))
+
+
+def at_level(level: int) -> LevelProgress:
+    return LevelProgress(
+        level=level,
+        num_levels=3,
+        cycle=0,
+        epoch=1,
+        max_epochs=2,
+        losses=np.ones(1),
+        steps_per_epoch=1,
+        metrics={},
+        get_model=Scalar,
+        step_work=lambda level: 1.0,
+    )
+
+
+def test_spectrum_rule_without_modes_for_a_level() -> None:
+    rule = ResidualSpectrumAdvance(lambda model: np.ones(8), modes=(2,))
+    with pytest.raises(ValueError, match="modes names 1 levels, level 1 asked for"):
+        rule.should_advance(at_level(1))
+
+
+def test_spectrum_rule_with_a_residual_of_too_few_axes() -> None:
+    rule = ResidualSpectrumAdvance(lambda model: np.ones(8), modes=(2, 4), spatial_dims=2)
+    with pytest.raises(ValueError, match=r"residual_fn must return at least spatial_dims=2 axes"):
+        rule.should_advance(at_level(0))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"window": 1.5}, TypeError, "window must be an integer"),
+        ({"optimism": 0.0}, ValueError, "optimism must be positive"),
+        ({"min_epochs": -3}, ValueError, "min_epochs must be at least 1"),
+    ],
+)
+def test_work_rule(case: Case) -> None:
+    rejects(WorkOptimalAdvance, case)
