@@ -1,1 +1,20 @@
-"""Placeholder."""
+"""Data of operator learning: random fields, solvers that generate pairs, shipped data."""
+
+from opifex.data.burgers import generate_burgers_operator_data, solve_burgers
+from opifex.data.cache import default_cache_dir
+from opifex.data.darcy import DarcySmall, generate_darcy_data, load_darcy_small, solve_darcy
+from opifex.data.fields import FieldNormalizer, OperatorData
+from opifex.data.random_fields import gaussian_random_field
+
+__all__ = [
+    "DarcySmall",
+    "FieldNormalizer",
+    "OperatorData",
+    "default_cache_dir",
+    "gaussian_random_field",
+    "generate_burgers_operator_data",
+    "generate_darcy_data",
+    "load_darcy_small",
+    "solve_burgers",
+    "solve_darcy",
+]

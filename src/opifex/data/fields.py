@@ -1,0 +1,88 @@
+"""Pairs of input and output fields, and their normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from opifex.core.checks import check_positive
+
+__all__ = ["FieldNormalizer", "OperatorData"]
+
+_Fields = TypeVar("_Fields", jax.Array, np.ndarray)
+
+
+class OperatorData(NamedTuple):
+    """Samples of an operator: ``outputs[i]`` is the image of ``inputs[i]``.
+
+    Attributes:
+        inputs: shape (samples, *spatial, input channels).
+        outputs: shape (samples, *spatial, output channels).
+    """
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FieldNormalizer:
+    """Shifts and scales every channel to mean zero and standard deviation one.
+
+    One mean and one deviation per channel, over samples and points: the map does not depend on the
+    grid, so that it serves all levels of a resolution hierarchy. Fit it on training data only. It
+    is a pytree and may pass through compiled functions.
+
+    Attributes:
+        mean: mean of every channel.
+        deviation: standard deviation of every channel.
+    """
+
+    mean: Float[Array, " channels"]
+    deviation: Float[Array, " channels"]
+
+    @classmethod
+    def fit(
+        cls, fields: Float[Array, "samples *spatial channels"], *, smallest_deviation: float = 1e-6
+    ) -> FieldNormalizer:
+        """The normalizer of given training fields.
+
+        Args:
+            fields: shape (samples, *spatial, channels).
+            smallest_deviation: used in place of a smaller one, so that a constant channel is
+                shifted only.
+
+        Raises:
+            ValueError: if ``fields`` has fewer than two axes or no entries, or
+                ``smallest_deviation`` is not positive.
+        """
+        least = check_positive("smallest_deviation", smallest_deviation)
+        values = np.asarray(fields, np.float64)
+        if values.ndim < 2 or values.size == 0:
+            raise ValueError(
+                f"fields must have shape (samples, *spatial, channels), got {values.shape}"
+            )
+        values = values.reshape(-1, values.shape[-1])
+        deviation = values.std(axis=0)
+        dtype = jnp.result_type(fields, jnp.float32)
+        return cls(
+            mean=jnp.asarray(values.mean(axis=0), dtype),
+            deviation=jnp.asarray(np.where(deviation < least, 1.0, deviation), dtype),
+        )
+
+    def normalize(self, fields: _Fields) -> _Fields:
+        """Fields in units of the deviation around the mean; NumPy in, NumPy out."""
+        if isinstance(fields, np.ndarray):
+            return (fields - np.asarray(self.mean)) / np.asarray(self.deviation)
+        return (fields - self.mean) / self.deviation
+
+    def denormalize(self, fields: _Fields) -> _Fields:
+        """The inverse of `normalize`."""
+        if isinstance(fields, np.ndarray):
+            return fields * np.asarray(self.deviation) + np.asarray(self.mean)
+        return fields * self.deviation + self.mean

@@ -1,0 +1,44 @@
+"""Normalisation of fields: statistics per channel, inverse, pytree, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opifex.data import FieldNormalizer
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(1e-2, 1e3), st.floats(-10, 10))
+def test_normalized_fields_have_mean_zero_and_deviation_one(seed, scale, shift):
+    fields = np.random.default_rng(seed).normal(shift, scale, size=(5, 6, 4, 2))
+    fields = fields.astype(np.float32)
+    normalizer = FieldNormalizer.fit(fields)
+    normal = normalizer.normalize(fields)
+    assert isinstance(normal, np.ndarray)
+    np.testing.assert_allclose(normal.mean(axis=(0, 1, 2)), 0.0, atol=1e-3)
+    np.testing.assert_allclose(normal.std(axis=(0, 1, 2)), 1.0, rtol=1e-4)
+    np.testing.assert_allclose(normalizer.denormalize(normal), fields, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_passes_through_compiled_functions_and_serves_every_grid():
+    normalizer = FieldNormalizer.fit(np.array([[[1.0], [3.0]]], np.float32))
+    run = jax.jit(lambda normalizer, u: normalizer.denormalize(normalizer.normalize(u) * 2))
+    np.testing.assert_allclose(run(normalizer, jnp.full((1, 5, 1), 3.0)), 4.0)
+    assert len(jax.tree.leaves(normalizer)) == 2
+
+
+def test_constant_channels_are_only_shifted():
+    normalizer = FieldNormalizer.fit(np.full((2, 3, 1), 7.0))
+    np.testing.assert_array_equal(normalizer.normalize(np.full((2, 3, 1), 8.0)), 1.0)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"fields must have shape.*got \(3,\)"):
+        FieldNormalizer.fit(np.ones(3))
+    with pytest.raises(ValueError, match="fields must have shape"):
+        FieldNormalizer.fit(np.ones((0, 3)))
+    with pytest.raises(ValueError, match="smallest_deviation must be positive"):
+        FieldNormalizer.fit(np.ones((2, 3)), smallest_deviation=0.0)
