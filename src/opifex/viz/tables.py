@@ -1,0 +1,112 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from opifex.core.checks import check_sequence
+from opifex.training.multilevel.history import History
+
+__all__ = ["comparison_table", "history_table"]
+
+
+def _visits(columns: Mapping[str, np.ndarray]) -> list[slice]:
+    """Rows of each uninterrupted stay on one level."""
+    if len(columns["level"]) == 0:
+        return []
+    changed = (np.diff(columns["level"]) != 0) | (np.diff(columns["cycle"]) != 0)
+    borders = [0, *(np.flatnonzero(changed) + 1), len(columns["level"])]
+    return [slice(a, b) for a, b in itertools.pairwise(borders)]
+
+
+def _spent(cumulative: np.ndarray, rows: slice) -> float:
+    before = cumulative[rows.start - 1] if rows.start else 0.0
+    return float(cumulative[rows.stop - 1] - before)
+
+
+def history_table(history: History, *, title: str | None = None) -> Table:
+    """One row per visit of a level: steps, first and last loss, work units, seconds.
+
+    Args:
+        history: the record of a run.
+        title: heading of the table.
+
+    Returns:
+        A table for ``rich.print``. Levels are counted from 1, as in progress bars.
+
+    Raises:
+        TypeError: if ``history`` is not a `History`.
+    """
+    if not isinstance(history, History):
+        raise TypeError(f"history must be a History, got {type(history).__name__}")
+    columns = history.table()
+    table = Table(title=title)
+    for name in ("level", "steps", "first loss", "last loss", "work units", "seconds"):
+        table.add_column(name, justify="right")
+    for rows in _visits(columns):
+        losses = columns["loss"][rows]
+        table.add_row(
+            str(int(columns["level"][rows.start]) + 1),
+            str(len(losses)),
+            f"{losses[0]:.3e}",
+            f"{losses[-1]:.3e}",
+            f"{_spent(columns['work'], rows):.1f}",
+            f"{_spent(columns['seconds'], rows):.1f}",
+        )
+    return table
+
+
+def _format(value: Any, specification: str | None) -> str:
+    if specification is not None and isinstance(value, Real):
+        return format(value, specification)
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return f"{value:.3g}"
+    return str(value)
+
+
+def comparison_table(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str | None = None,
+    formats: Mapping[str, str] | None = None,
+) -> Table:
+    """One row per run, one column per quantity.
+
+    Args:
+        rows: mappings from column name to value; all have the names of the first, in its order.
+        title: heading of the table.
+        formats: format specification of the numbers of a column, for instance
+            ``{"error": ".2e"}``; other numbers get three significant digits.
+
+    Returns:
+        A table for ``rich.print``.
+
+    Raises:
+        TypeError: if ``rows`` is not a sequence of mappings.
+        ValueError: if ``rows`` is empty, the rows differ in their names, or ``formats`` names a
+            column that is not there.
+    """
+    check_sequence("rows", rows)
+    if len(rows) == 0:
+        raise ValueError("rows must not be empty")
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"rows[{i}] must be a mapping, got {type(row).__name__}")
+        if set(row) != set(rows[0]):
+            raise ValueError(f"rows[{i}] has the columns {list(row)}, rows[0] has {list(rows[0])}")
+    formats = formats or {}
+    unknown = [name for name in formats if name not in rows[0]]
+    if unknown:
+        raise ValueError(f"formats names the column {unknown[0]!r}, rows have {list(rows[0])}")
+    table = Table(title=title)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, Real) else "left")
+    for row in rows:
+        table.add_row(*(_format(row[name], formats.get(name)) for name in rows[0]))
+    return table
