@@ -1,1 +1,30 @@
-"""Placeholder."""
+"""Boundary and initial value problems: domain, residuals, conditions, points and solution."""
+
+from opifex.problems.allen_cahn import AllenCahn, solve_allen_cahn
+from opifex.problems.base import Problem
+from opifex.problems.burgers import Burgers
+from opifex.problems.heat import Heat
+from opifex.problems.helmholtz import Helmholtz
+from opifex.problems.points import (
+    UNIT_SQUARE,
+    Box,
+    generate_boundary_points,
+    grid_points,
+    interior_points,
+)
+from opifex.problems.poisson import Poisson
+
+__all__ = [
+    "UNIT_SQUARE",
+    "AllenCahn",
+    "Box",
+    "Burgers",
+    "Heat",
+    "Helmholtz",
+    "Poisson",
+    "Problem",
+    "generate_boundary_points",
+    "grid_points",
+    "interior_points",
+    "solve_allen_cahn",
+]

@@ -1,0 +1,183 @@
+r"""GradNorm: loss weights that equalise how fast the terms of a loss train.
+
+Chen, Badrinarayanan, Lee, Rabinovich: GradNorm, ICML 2018 (arXiv:1711.02257), section 3 and
+algorithm 1. With $L = \sum_i w_i L_i$ and $G_i = \|\nabla_W w_i L_i\|$ for shared parameters $W$, the
+inverse training rates $r_i = \tilde L_i / \operatorname{mean}_j \tilde L_j$ with
+$\tilde L_i = L_i / L_i(0)$ set targets
+$\bar G\, r_i^\alpha$, and the weights descend the distance $\sum_i |G_i - \bar G\, r_i^\alpha|$ with the
+targets held constant. After each step they are renormalised to sum to the number of terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from opifex.core.checks import check_nonnegative, check_positive, check_positive_int
+
+Losses = Sequence[Any] | Float[Array, " terms"]
+
+__all__ = [
+    "GradNormBalancer",
+    "gradient_norms",
+    "gradnorm_objective",
+    "renormalise",
+    "updated_weights",
+]
+
+
+def gradnorm_objective(
+    weights: Float[Array, " terms"],
+    norms: Float[Array, " terms"],
+    loss_ratios: Float[Array, " terms"],
+    alpha: float,
+) -> Float[Array, ""]:
+    r"""The distance $\sum_i |w_i g_i - \bar G r_i^\alpha|$ (equation 2), targets held constant.
+
+    Args:
+        weights: $w_i$.
+        norms: $g_i = \|\nabla_W L_i\|$, norms of the *unweighted* gradients.
+        loss_ratios: $\tilde L_i = L_i / L_i(0)$.
+        alpha: strength of the restoring force, at least 0.
+    """
+    weighted = weights * norms
+    rates = loss_ratios / jnp.mean(loss_ratios)
+    targets = jax.lax.stop_gradient(jnp.mean(weighted) * rates**alpha)
+    return jnp.sum(jnp.abs(weighted - targets))
+
+
+def renormalise(weights: Float[Array, " terms"]) -> Float[Array, " terms"]:
+    """Weights scaled to sum to their number; negative ones are cut to a small positive value."""
+    positive = jnp.maximum(weights, 1e-6)
+    return positive * (weights.shape[0] / jnp.sum(positive))
+
+
+def updated_weights(
+    weights: Float[Array, " terms"],
+    norms: Float[Array, " terms"],
+    loss_ratios: Float[Array, " terms"],
+    *,
+    alpha: float,
+    learning_rate: float,
+) -> Float[Array, " terms"]:
+    """One gradient step on `gradnorm_objective`, then `renormalise`. Pure."""
+    slope = jax.grad(gradnorm_objective)(weights, norms, loss_ratios, alpha)
+    return renormalise(optax.apply_updates(weights, -learning_rate * slope))
+
+
+def gradient_norms(
+    losses_fn: Callable[[Any], Float[Array, " terms"]], params: Any
+) -> Float[Array, " terms"]:
+    r"""Norms $\|\nabla_W L_i\|$ of the unweighted losses.
+
+    Args:
+        losses_fn: the shared parameters to the vector of losses.
+        params: the shared parameters, any pytree (often the last shared layer's alone).
+    """
+    jacobian = jax.jacrev(lambda p: jnp.asarray(losses_fn(p)))(params)
+    squares = [
+        jnp.sum(leaf.reshape(leaf.shape[0], -1) ** 2, axis=1) for leaf in jax.tree.leaves(jacobian)
+    ]
+    return jnp.sqrt(sum(squares[1:], start=squares[0]))
+
+
+class GradNormBalancer(nnx.Module):
+    """Keeps the weights of several losses, and the losses they started from.
+
+    Args:
+        num_losses: number of losses.
+        alpha: strength of the restoring force; 1.5 in the paper's experiments.
+        learning_rate: step size of the weights.
+        rngs: accepted for symmetry with other modules; the method uses no random numbers.
+
+    Attributes:
+        weights: the weights, shape (num_losses,), summing to ``num_losses``.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_losses: int,
+        alpha: float = 1.5,
+        learning_rate: float = 0.025,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        self.num_losses = check_positive_int("num_losses", num_losses)
+        self.alpha = check_nonnegative("alpha", alpha)
+        self.learning_rate = check_positive("learning_rate", learning_rate)
+        if rngs is not None and not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"rngs must be an nnx.Rngs, got {type(rngs).__name__}")
+        self.weights = nnx.Variable(jnp.ones(num_losses))
+        self._initial_losses: Array | None = nnx.data(None)
+
+    def _vector(self, name: str, values: Losses) -> Float[Array, " terms"]:
+        vector = jnp.stack([jnp.asarray(v) for v in values]) if len(values) else jnp.zeros(0)
+        if vector.shape != (self.num_losses,):
+            raise ValueError(
+                f"{name} must hold num_losses={self.num_losses} numbers, got shape {vector.shape}"
+            )
+        return vector
+
+    @property
+    def initial_losses(self) -> Float[Array, " terms"] | None:
+        """The losses that training rates are relative to, ``None`` before they are set."""
+        return self._initial_losses
+
+    def set_initial_losses(self, losses: Losses) -> None:
+        """Set the losses that training rates are relative to.
+
+        Raises:
+            ValueError: if the number of losses is wrong.
+        """
+        self._initial_losses = jax.lax.stop_gradient(self._vector("losses", losses))
+
+    def reset(self) -> None:
+        """Forget the initial losses and return to equal weights, as at the start of a level."""
+        self._initial_losses = None
+        self.weights[...] = jnp.ones(self.num_losses)
+
+    def compute_weighted_loss(self, losses: Losses) -> Float[Array, ""]:
+        """The sum of the weighted losses. The weights count as constants.
+
+        Raises:
+            ValueError: if the number of losses is wrong.
+        """
+        vector = self._vector("losses", losses)
+        return jnp.sum(jax.lax.stop_gradient(self.weights[...]) * vector)
+
+    def update_weights(self, losses: Losses, norms: Losses) -> Float[Array, " terms"]:
+        r"""Move the weights by one step.
+
+        Args:
+            losses: present unweighted losses.
+            norms: norms of their gradients, as `gradient_norms` gives them.
+
+        Returns:
+            The new weights.
+
+        Raises:
+            ValueError: if a number of entries is wrong.
+            RuntimeError: if the initial losses are not set.
+        """
+        vector, slopes = self._vector("losses", losses), self._vector("norms", norms)
+        if self._initial_losses is None:
+            raise RuntimeError("update_weights needs initial losses: call set_initial_losses first")
+        ratios = vector / jnp.maximum(self._initial_losses, jnp.finfo(vector.dtype).tiny)
+        self.weights[...] = updated_weights(
+            self.weights[...],
+            slopes,
+            ratios,
+            alpha=self.alpha,
+            learning_rate=self.learning_rate,
+        )
+        return self.weights[...]
