@@ -95,14 +95,16 @@ def solve_allen_cahn(
     diffusivity: float = 1e-4,
     reaction: float = 5.0,
     *,
-    num_modes: int = 512,
-    num_steps: int = 2000,
-    save_every: int = 10,
+    num_modes: int = 1024,
+    num_steps: int = 1000,
+    save_every: int = 5,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Solve on [-1, 1] x [0, 1] by a Fourier method in space and ETDRK4 in time, in float64.
 
     Exponential time differencing of fourth order, with the coefficients averaged over a circle
-    (Kassam & Trefethen, SIAM J. Sci. Comput. 26, 2005, equations 26-29 and section 3).
+    (Kassam & Trefethen, SIAM J. Sci. Comput. 26, 2005, equations 26-29 and section 3). The periodic
+    initial value has a kink at the ends, which limits the error near them to about 1e-5 at early
+    times; elsewhere it is far smaller.
 
     Args:
         diffusivity: coefficient of the second derivative.

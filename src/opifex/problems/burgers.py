@@ -25,8 +25,8 @@ class Burgers(Problem):
     r"""$u_t + u u_x = \nu u_{xx}$ on $[-1, 1] \times [0, 1]$, with $u(x, 0) = -\sin \pi x$.
 
     At the ends $u = 0$. Points are (x, t). The solution follows from the Cole-Hopf transformation,
-    a quotient of Gaussian integrals (Basdevant et al., Computers & Fluids 14, 1986, section 2), evaluated by
-    Gauss-Hermite quadrature with a shift of the exponent against overflow.
+    a quotient of Gaussian integrals (Basdevant et al., Computers & Fluids 14, 1986, section 2),
+    evaluated by Gauss-Hermite quadrature with a shift of the exponent against overflow.
 
     Attributes:
         viscosity: $\nu$; $0.01/\pi$ gives the usual steep front at $x = 0$.
