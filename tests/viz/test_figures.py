@@ -16,6 +16,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from opifex.problems import Burgers
 from opifex.training.multilevel import History
 from opifex.viz import plot_history, plot_solution
 
@@ -125,6 +126,15 @@ def test_solution_takes_given_axes_and_a_component() -> None:
     assert plot_solution(two, two, component=1, resolution=3, axes=list(axes)) == list(axes)
     np.testing.assert_allclose(drawn(axes[0])[:, 0], [0, 0.5, 1])
     np.testing.assert_array_equal(drawn(axes[1]), 0)
+
+
+def test_solution_of_a_problem_is_drawn_on_its_domain() -> None:
+    problem = Burgers()
+    left, right = plot_solution(problem, problem.exact, resolution=7)
+    assert left.get_xlim() == pytest.approx((problem.domain.lower[0], problem.domain.upper[0]))
+    assert left.get_ylim() == pytest.approx((problem.domain.lower[1], problem.domain.upper[1]))
+    np.testing.assert_array_equal(drawn(right), 0)
+    np.testing.assert_allclose(drawn(left)[0], -np.sin(np.pi * np.linspace(-1, 1, 7)), atol=1e-5)
 
 
 @pytest.mark.parametrize(

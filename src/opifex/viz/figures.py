@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opifex.core.checks import check_callable, check_nonnegative_int, check_positive_int
+from opifex.problems import UNIT_SQUARE, Problem
 from opifex.training.multilevel.history import History
 
 __all__ = ["plot_history", "plot_solution"]
@@ -100,11 +101,11 @@ def _metric_curve(history: History, metric: str) -> tuple[np.ndarray, np.ndarray
 
 
 def plot_solution(
-    reference: Callable[[Any], Any],
+    reference: Problem | Callable[[Any], Any],
     model: Callable[[Any], Any],
     *,
-    lower: Sequence[float] = (0.0, 0.0),
-    upper: Sequence[float] = (1.0, 1.0),
+    lower: Sequence[float] | None = None,
+    upper: Sequence[float] | None = None,
     resolution: int = 101,
     component: int = 0,
     axes: Sequence[Axes] | None = None,
@@ -112,10 +113,13 @@ def plot_solution(
     """Draw a model of two coordinates, and its error, on a grid.
 
     Args:
-        reference: the exact solution: points of shape (n, 2) to values of shape (n,) or (n, m).
+        reference: a problem with an exact solution, or that solution itself: points of shape (n, 2)
+            to values of shape (n,) or (n, m).
         model: the model, called in the same way.
-        lower: least coordinates of the rectangle.
-        upper: largest coordinates of the rectangle.
+        lower: least coordinates of the rectangle; by default those of the problem's domain, or
+            zero.
+        upper: largest coordinates of the rectangle; by default those of the problem's domain, or
+            one.
         resolution: grid points per axis.
         component: which output to draw, where there are several.
         axes: two axes to draw into; new ones by default.
@@ -124,18 +128,21 @@ def plot_solution(
         The axes of the solution and of the error (model minus reference, on a symmetric scale).
 
     Raises:
-        TypeError: if ``reference`` or ``model`` cannot be called.
+        TypeError: if ``reference`` is neither a `Problem` nor callable, or ``model`` is not callable.
         ValueError: if the rectangle is empty or not two-dimensional, or ``axes`` are not two.
     """
-    check_callable("reference", reference)
+    domain = reference.domain if isinstance(reference, Problem) else UNIT_SQUARE
+    exact = reference.exact if isinstance(reference, Problem) else reference
+    check_callable("reference", exact)
     check_callable("model", model)
     check_positive_int("resolution", resolution)
     check_nonnegative_int("component", component)
-    low, high = np.asarray(lower, float), np.asarray(upper, float)
+    low = np.asarray(domain.lower if lower is None else lower, float)
+    high = np.asarray(domain.upper if upper is None else upper, float)
     if low.shape != (2,) or high.shape != (2,) or not np.all(low < high):
         raise ValueError(
-            f"lower and upper must be two coordinates each, lower below upper, got {lower!r} and "
-            f"{upper!r}"
+            f"lower and upper must be two coordinates each, lower below upper, got "
+            f"{low.tolist()} and {high.tolist()}"
         )
     if axes is not None and len(axes) != 2:
         raise ValueError(f"axes must be two, got {len(axes)}")
@@ -143,7 +150,7 @@ def plot_solution(
     y = np.linspace(low[1], high[1], resolution)
     points = jnp.stack([a.ravel() for a in jnp.meshgrid(x, y, indexing="xy")], axis=-1)
     found = _on_grid(model, points, component, resolution)
-    error = found - _on_grid(reference, points, component, resolution)
+    error = found - _on_grid(exact, points, component, resolution)
     left, right = axes if axes is not None else _new_axes(2)
     largest = float(np.max(np.abs(error))) or 1.0
     panels: list[tuple[Axes, np.ndarray, str, dict[str, Any]]] = [

@@ -1,0 +1,194 @@
+"""Adam followed by L-BFGS as one Optax transformation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from opifex.optimization.second_order import HybridOptimizer, HybridOptimizerConfig
+
+START = {"x": jnp.array([-1.2, 1.0, 0.5]), "y": jnp.array(2.0)}
+
+
+def rosenbrock(params):
+    z = jnp.append(params["x"], params["y"])
+    return jnp.sum(100.0 * (z[1:] - z[:-1] ** 2) ** 2 + (1 - z[:-1]) ** 2)
+
+
+def quadratic(params):
+    scales = jnp.array([1.0, 10.0, 100.0])
+    return 0.5 * jnp.sum(scales * params["x"] ** 2) + params["y"] ** 2
+
+
+def train(optimizer, loss, params, steps):
+    """All steps inside one compiled scan."""
+
+    def body(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(
+            grads, state, params, value=value, grad=grads, value_fn=loss
+        )
+        return (optax.apply_updates(params, updates), state), value
+
+    run = jax.jit(lambda p: jax.lax.scan(body, (p, optimizer.init(p)), length=steps))
+    (params, state), losses = run(params)
+    return params, state, np.asarray(losses)
+
+
+def test_is_an_optax_transformation():
+    optimizer = HybridOptimizer(HybridOptimizerConfig())
+    assert isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    chained = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+    params, _, losses = train(chained, quadratic, START, 20)
+    assert jax.tree.structure(params) == jax.tree.structure(START)
+    assert losses[-1] < losses[0]
+    doubled = optax.tree.map_params(optimizer, lambda leaf: 2 * leaf, optimizer.init(START))
+    assert jax.tree.structure(doubled) == jax.tree.structure(optimizer.init(START))
+
+
+@pytest.mark.parametrize("loss", [rosenbrock, quadratic])
+@pytest.mark.parametrize("x64", [False, True])
+def test_reaches_a_lower_loss_than_adam(loss, x64):
+    with jax.enable_x64(x64):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), START)
+        config = HybridOptimizerConfig(learning_rate=1e-2, criterion="step", switch_step=50)
+        _, state, losses = train(HybridOptimizer(config), loss, params, 150)
+        _, _, adam_losses = train(
+            optax.with_extra_args_support(optax.adam(1e-2)), loss, params, 150
+        )
+        assert state.switched
+        assert state.switch_step == 50
+        np.testing.assert_allclose(losses[:51], adam_losses[:51], rtol=1e-5)
+        assert losses[-1] < 1e-6 * adam_losses[-1]
+
+
+def test_second_phase_is_that_of_optax():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), START)
+        config = HybridOptimizerConfig(criterion="step", switch_step=0, memory_size=5)
+        reference = optax.lbfgs(
+            memory_size=5,
+            linesearch=optax.scale_by_zoom_linesearch(
+                max_linesearch_steps=20, initial_guess_strategy="one"
+            ),
+        )
+        _, state, losses = train(HybridOptimizer(config), rosenbrock, params, 25)
+        _, _, expected = train(reference, rosenbrock, params, 25)
+        assert state.switch_step == 0
+        np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-14)
+
+
+def switch_step(config, loss_values=None, gradients=None, steps=40):
+    """Feed prescribed losses and gradients, and return how many steps Adam took."""
+    optimizer = HybridOptimizer(config)
+    params = jnp.ones(2)
+    values = np.ones(steps) if loss_values is None else loss_values
+    norms = np.ones(steps) if gradients is None else gradients
+
+    def body(state, seen):
+        value, norm = seen
+        gradient = norm * jnp.array([0.6, 0.8])
+        _, state = optimizer.update(
+            gradient, state, params, value=value, grad=gradient, value_fn=lambda p: jnp.sum(p**2)
+        )
+        return state, state.switched
+
+    scan = jax.jit(lambda s, v: jax.lax.scan(body, s, v))
+    state, switched = scan(
+        optimizer.init(params), (jnp.asarray(values, jnp.float32), jnp.asarray(norms, jnp.float32))
+    )
+    assert int(state.switch_step) == int(np.sum(~np.asarray(switched)))
+    assert np.all(np.diff(np.asarray(switched).astype(int)) >= 0)  # it never switches back
+    return int(state.switch_step)
+
+
+def test_switches_by_loss_variance():
+    config = HybridOptimizerConfig(criterion="loss-variance", window=5, variance_tolerance=1e-4)
+    noisy_then_flat = np.where(np.arange(40) < 20, 1.0 + 0.5 * (-1.0) ** np.arange(40), 1.0)
+    # Step 24 is the first whose last five losses (20..24) are all flat.
+    assert switch_step(config, noisy_then_flat) == 24
+    assert switch_step(config, 1e6 * noisy_then_flat) == 24
+    assert switch_step(config, 2.0 ** -np.arange(40.0)) == 40
+
+
+def test_switches_by_relative_improvement():
+    config = HybridOptimizerConfig(
+        criterion="relative-improvement", window=4, improvement_tolerance=0.05
+    )
+    falling_then_flat = 0.5 ** np.minimum(np.arange(40.0), 20)
+    # Window (19, 20, 21, 22) at step 22 still contains the drop at 20, the next one does not.
+    assert switch_step(config, falling_then_flat) == 23
+    assert switch_step(config, 0.5 ** np.arange(40.0)) == 40
+    assert switch_step(config, np.arange(1.0, 41.0)) == 3
+
+
+def test_switches_by_gradient_norm():
+    config = HybridOptimizerConfig(criterion="gradient-norm", gradient_tolerance=1e-3)
+    assert switch_step(config, gradients=10.0 ** -(np.arange(40) / 4 + 0.1)) == 12
+    assert switch_step(config) == 40
+
+
+def test_switches_by_step_and_respects_the_bounds():
+    assert switch_step(HybridOptimizerConfig(criterion="step", switch_step=7)) == 7
+    flat = {"criterion": "loss-variance", "window": 3}
+    assert switch_step(HybridOptimizerConfig(**flat)) == 2
+    assert switch_step(HybridOptimizerConfig(**flat, min_adam_steps=9)) == 9
+    never = {"criterion": "gradient-norm", "gradient_tolerance": 1e-9}
+    assert switch_step(HybridOptimizerConfig(**never, max_adam_steps=11)) == 11
+
+
+def test_adam_phase_works_without_value_fn_outside_jit():
+    config = HybridOptimizerConfig(criterion="step", switch_step=2)
+    optimizer, params = HybridOptimizer(config), jnp.ones(2)
+    state, adam = optimizer.init(params), optax.adam(1e-3)
+    adam_state = adam.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(params, state, params)
+        expected, adam_state = adam.update(params, adam_state, params)
+        np.testing.assert_array_equal(updates, expected)
+    with pytest.raises(ValueError, match="value_fn"):
+        optimizer.update(params, state, params)
+    with pytest.raises(ValueError, match="value_fn"):
+        jax.jit(optimizer.update)(params, optimizer.init(params), params)
+
+
+def test_value_is_computed_from_value_fn_or_asked_for():
+    optimizer, params = HybridOptimizer(), jnp.ones(2)
+    state = optimizer.init(params)
+    _, new = optimizer.update(params, state, params, value_fn=lambda p: jnp.sum(p**2))
+    assert new.losses[-1] == 2.0
+    with pytest.raises(ValueError, match="value must be given"):
+        optimizer.update(params, state, params)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "name"),
+    [
+        ({"learning_rate": 0.0}, ValueError, "learning_rate"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate"),
+        ({"criterion": "mood"}, ValueError, "criterion.*loss-variance"),
+        ({"window": 1}, ValueError, "window"),
+        ({"window": 2.5}, TypeError, "window"),
+        ({"variance_tolerance": 0.0}, ValueError, "variance_tolerance"),
+        ({"improvement_tolerance": -1.0}, ValueError, "improvement_tolerance"),
+        ({"gradient_tolerance": 0}, ValueError, "gradient_tolerance"),
+        ({"switch_step": -1}, ValueError, "switch_step"),
+        ({"min_adam_steps": -1}, ValueError, "min_adam_steps"),
+        ({"max_adam_steps": 1.5}, TypeError, "max_adam_steps"),
+        ({"min_adam_steps": 5, "max_adam_steps": 4}, ValueError, "max_adam_steps"),
+        ({"memory_size": 0}, ValueError, "memory_size"),
+        ({"max_line_search_steps": 0}, ValueError, "max_line_search_steps"),
+    ],
+)
+def test_bad_settings_are_named(settings, error, name):
+    with pytest.raises(error, match=name):
+        HybridOptimizerConfig(**settings)
+
+
+def test_bad_config_is_named():
+    with pytest.raises(TypeError, match="config"):
+        HybridOptimizer({"learning_rate": 1e-3})
