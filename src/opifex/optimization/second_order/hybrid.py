@@ -177,7 +177,8 @@ class HybridOptimizer(optax.GradientTransformationExtraArgs):
         )
 
         def init(params: Any) -> HybridOptimizerState:
-            dtype = jnp.result_type(*jax.tree.leaves(params))
+            leaves = jax.tree.leaves(params)
+            dtype = jnp.result_type(*leaves) if leaves else jnp.result_type(float)
             return HybridOptimizerState(
                 adam.init(params),
                 lbfgs.init(params),

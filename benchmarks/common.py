@@ -1,0 +1,87 @@
+"""What all benchmarks share: where results go, what they were measured on, how they are shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from opifex.training.multilevel import History
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on besides the code."""
+    packages = ["jax", "jaxlib", "flax", "optax", "numpy"]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "machine": f"{platform.machine()}, {usable} core(s) used, no accelerator",
+    }
+
+
+def command() -> str:
+    """The command line that was given, relative to the root of the project."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def write_results(name: str, **content: Any) -> Path:
+    """Write ``benchmarks/results/<name>.json`` with the command and the versions."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    document = {"command": command(), "versions": versions(), **content}
+    path.write_text(json.dumps(document, indent=1, default=float) + "\n", encoding="utf-8")
+    print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+    return path
+
+
+def read_results(name: str) -> dict[str, Any] | None:
+    """The last results of a benchmark, if there are any."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option that most benchmarks have."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return made
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """The median, where a missing value (not reached) counts as infinite."""
+    filled = [float("inf") if value is None else float(value) for value in values]
+    middle = statistics.median(filled)
+    return None if middle == float("inf") else middle
+
+
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """A quotient, or ``None`` where one side is missing."""
+    return None if numerator is None or not denominator else numerator / denominator
+
+
+def seconds_to(history: History, target: float, metric: str = "error") -> float | None:
+    """Training seconds until a metric is first at most a target."""
+    found = history.first_below(metric, target)
+    return None if found is None else found.seconds
+
+
+def final(history: History, metric: str = "error") -> float:
+    """The last value of a metric."""
+    return history.evaluations[-1].metrics[metric]
+
+
+def curve(history: History, metric: str = "error", most: int = 60) -> list[list[float]]:
+    """Seconds, work units and metric, thinned out for a figure."""
+    rows = [[e.seconds, e.work, e.metrics[metric]] for e in history.evaluations]
+    stride = max(1, len(rows) // most)
+    return [[float(f"{x:.4g}") for x in row] for row in [*rows[::stride], rows[-1]]]

@@ -1,0 +1,232 @@
+"""Seconds to a given error for PINNs: a cascade against its finest network alone.
+
+Both use Adam in the same compiled loop on the same points and in the same precision. Learning rate
+and schedule are chosen for each side from one grid, on a network and points of another seed and on
+random points that no reported number uses. The target is the error that the finest network alone
+ends with after its full budget; the reported error is measured on a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import optax
+from common import curve, final, median, parser, ratio, seconds_to, write_results
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from opifex.problems import Helmholtz, Poisson, Problem, interior_points
+from opifex.training.multilevel import (
+    CascadeTrainer,
+    History,
+    MultilevelConfig,
+    MultilevelOptimizer,
+    create_network_hierarchy,
+)
+
+TUNING_SEED = 100
+CONSOLE = Console(width=140)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem with the budgets of both sides."""
+
+    problem: Problem
+    alone_steps: int
+    cascade_steps: tuple[int, ...]
+    interior: tuple[int, ...]
+    boundary: int = 100
+    hidden_dims: tuple[int, ...] = (128, 128, 128)
+    learning_rates: Sequence[float] = field(default=(1e-3, 3e-3, 1e-2))
+    schedules: Sequence[str] = field(default=("constant", "cosine"))
+
+
+CASES = {
+    "poisson": Case(Poisson(), 2000, (1000, 1000, 1000), (250, 500, 1000)),
+    "helmholtz": Case(Helmholtz(), 2000, (1000, 1000, 1000), (250, 500, 1000)),
+}
+
+
+def transformation(rate: float, schedule: str, steps: int) -> optax.GradientTransformation:
+    """Adam with one of the schedules."""
+    if schedule == "constant":
+        return optax.adam(rate)
+    return optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+
+def train(
+    case: Case,
+    levels: int,
+    steps: Sequence[int],
+    interior: Sequence[int],
+    optimizer: Any,
+    seed: int,
+    error: Callable[[Any], Any],
+) -> History:
+    """Train a hierarchy; its last model is the same for any number of levels."""
+    key = jax.random.key(seed)
+    finest = create_network_hierarchy(2, 1, case.hidden_dims, 1, rngs=nnx.Rngs(seed))
+    coarser = create_network_hierarchy(
+        2, 1, case.hidden_dims, levels, rngs=nnx.Rngs(1000 + seed)
+    )[:-1]
+    data = [case.problem.sample_points(key, n, case.boundary) for n in interior]
+    trainer = CascadeTrainer(
+        [*coarser, *finest],
+        optimizer,
+        config=MultilevelConfig(num_levels=levels, level_epochs=list(steps)),
+    )
+    return trainer.fit(
+        case.problem.loss,
+        data,
+        evaluate=lambda model: {"error": error(model)},
+        report_every=20,
+        compile_ahead=False,
+    )
+
+
+def alone(
+    case: Case, rate: float, schedule: str, seed: int, error: Callable[[Any], Any]
+) -> History:
+    """The finest network for the whole budget."""
+    optimizer = transformation(rate, schedule, case.alone_steps)
+    return train(case, 1, [case.alone_steps], case.interior[-1:], optimizer, seed, error)
+
+
+def cascade(
+    case: Case, rate: float, schedule: str, seed: int, error: Callable[[Any], Any]
+) -> History:
+    """The cascade, with one schedule per level."""
+    optimizer = MultilevelOptimizer(
+        [transformation(rate, schedule, steps) for steps in case.cascade_steps]
+    )
+    return train(
+        case, len(case.cascade_steps), case.cascade_steps, case.interior, optimizer, seed, error
+    )
+
+
+def validation_error(case: Case) -> Callable[[Any], Any]:
+    """The error on random points, for choosing rates."""
+    points = interior_points(2000, case.problem.domain, key=jax.random.key(12345))
+    return lambda model: case.problem.relative_l2_error(model, points)
+
+
+def tune(case: Case) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Best rate and schedule of each side: lowest error alone; fastest to that error for the cascade."""
+    error = validation_error(case)
+    grid = [(rate, schedule) for rate in case.learning_rates for schedule in case.schedules]
+    trials: list[dict[str, Any]] = []
+    found = {}
+    for rate, schedule in grid:
+        history = alone(case, rate, schedule, TUNING_SEED, error)
+        trials.append(
+            {"side": "alone", "rate": rate, "schedule": schedule, "error": final(history)}
+        )
+        CONSOLE.print(trials[-1])
+    best = min(trials, key=lambda trial: trial["error"])
+    for rate, schedule in grid:
+        history = cascade(case, rate, schedule, TUNING_SEED, error)
+        found = {
+            "side": "cascade",
+            "rate": rate,
+            "schedule": schedule,
+            "error": final(history),
+            "seconds_to_target": seconds_to(history, best["error"]),
+        }
+        trials.append(found)
+        CONSOLE.print(found)
+    fastest = min(
+        (trial for trial in trials if trial["side"] == "cascade"),
+        key=lambda trial: (
+            trial["seconds_to_target"] is None,
+            trial["seconds_to_target"] or 0.0,
+            trial["error"],
+        ),
+    )
+    return best, fastest, trials
+
+
+def measure(name: str, case: Case, seeds: Sequence[int]) -> dict[str, Any]:
+    """Tune, then run every seed on both sides."""
+    best, fastest, trials = tune(case)
+    grid = case.problem.evaluation_points()
+
+    def error(model: Any) -> Any:
+        return case.problem.relative_l2_error(model, grid)
+
+    runs = []
+    for seed in seeds:
+        one = alone(case, best["rate"], best["schedule"], seed, error)
+        many = cascade(case, fastest["rate"], fastest["schedule"], seed, error)
+        target = final(one)
+        reached = seconds_to(many, target)
+        runs.append(
+            {
+                "seed": seed,
+                "target_error": target,
+                "alone_seconds": one.seconds,
+                "alone_first_reached": seconds_to(one, target),
+                "alone_compile_seconds": one.compile_seconds,
+                "cascade_seconds_to_target": reached,
+                "cascade_compile_seconds": many.compile_seconds,
+                "cascade_seconds": many.seconds,
+                "cascade_final_error": final(many),
+                "cascade_error_at_equal_time": _error_at(many, one.seconds),
+                "ratio": ratio(one.seconds, reached),
+                "ratio_with_compilation": ratio(
+                    one.seconds + one.compile_seconds,
+                    None if reached is None else reached + many.compile_seconds,
+                ),
+                "curve_alone": curve(one),
+                "curve_cascade": curve(many),
+            }
+        )
+        show(name, runs)
+    return {
+        "settings": {
+            "alone_steps": case.alone_steps,
+            "cascade_steps": case.cascade_steps,
+            "interior_points": case.interior,
+            "hidden_dims": case.hidden_dims,
+        },
+        "tuning": trials,
+        "alone": best,
+        "cascade": fastest,
+        "runs": runs,
+        "median_ratio": median([run["ratio"] for run in runs]),
+        "median_ratio_with_compilation": median([run["ratio_with_compilation"] for run in runs]),
+    }
+
+
+def _error_at(history: History, seconds: float) -> float:
+    """The last error measured within a time."""
+    return [e for e in history.evaluations if e.seconds <= seconds][-1].metrics["error"]
+
+
+def show(name: str, runs: Sequence[dict[str, Any]]) -> None:
+    """Print the runs so far."""
+    table = Table(title=name)
+    columns = [key for key in runs[0] if not key.startswith("curve")]
+    for column in columns:
+        table.add_column(column.replace("_", " "))
+    for run in runs:
+        table.add_row(*("-" if run[c] is None else f"{run[c]:.3g}" for c in columns))
+    CONSOLE.print(table)
+
+
+def main() -> None:
+    """Run the chosen problems."""
+    options = parser(__doc__)
+    options.add_argument("--problem", choices=sorted(CASES), default="poisson")
+    given = options.parse_args()
+    result = measure(given.problem, CASES[given.problem], given.seeds)
+    CONSOLE.print(f"median ratio {result['median_ratio']}")
+    write_results(f"pinn_{given.problem}", **result)
+
+
+if __name__ == "__main__":
+    main()
