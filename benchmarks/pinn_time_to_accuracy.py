@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 import optax
-from common import curve, final, median, parser, ratio, seconds_to, write_results
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from common import curve, final, median, parser, ratio, seconds_to, write_results
 from opifex.problems import Helmholtz, Poisson, Problem, interior_points
 from opifex.training.multilevel import (
     CascadeTrainer,
@@ -71,9 +71,9 @@ def train(
     """Train a hierarchy; its last model is the same for any number of levels."""
     key = jax.random.key(seed)
     finest = create_network_hierarchy(2, 1, case.hidden_dims, 1, rngs=nnx.Rngs(seed))
-    coarser = create_network_hierarchy(
-        2, 1, case.hidden_dims, levels, rngs=nnx.Rngs(1000 + seed)
-    )[:-1]
+    coarser = create_network_hierarchy(2, 1, case.hidden_dims, levels, rngs=nnx.Rngs(1000 + seed))[
+        :-1
+    ]
     data = [case.problem.sample_points(key, n, case.boundary) for n in interior]
     trainer = CascadeTrainer(
         [*coarser, *finest],
@@ -100,9 +100,10 @@ def alone(
 def cascade(
     case: Case, rate: float, schedule: str, seed: int, error: Callable[[Any], Any]
 ) -> History:
-    """The cascade, with one schedule per level."""
+    """The cascade, with one schedule per level; see `transfer_choices.py` for the restart."""
     optimizer = MultilevelOptimizer(
-        [transformation(rate, schedule, steps) for steps in case.cascade_steps]
+        [transformation(rate, schedule, steps) for steps in case.cascade_steps],
+        on_transition="restart",
     )
     return train(
         case, len(case.cascade_steps), case.cascade_steps, case.interior, optimizer, seed, error

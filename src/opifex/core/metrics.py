@@ -41,7 +41,7 @@ def _mean_ratio(error: Float[Array, " batch"], norm: Float[Array, " batch"]) -> 
 
 
 def relative_l2(
-    prediction: Float[Array, batch * rest], target: Float[Array, batch * rest]
+    prediction: Float[Array, "batch ..."], target: Float[Array, "batch ..."]
 ) -> Float[Array, ""]:
     r"""Mean over the samples of $\|u - v\|_2 / \|v\|_2$, with $v$ the target.
 

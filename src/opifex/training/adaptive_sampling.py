@@ -40,7 +40,7 @@ class RADSampler:
         check_nonnegative("k", self.k)
         check_nonnegative("c", self.c)
 
-    def probabilities(self, residuals: Float[Array, n * components]) -> Float[Array, " n"]:
+    def probabilities(self, residuals: Float[Array, "n ..."]) -> Float[Array, " n"]:
         """Probability of each candidate.
 
         Args:
@@ -62,7 +62,7 @@ class RADSampler:
         return density / jnp.sum(density)
 
     def sample_indices(
-        self, residuals: Float[Array, n * components], batch_size: int, key: PRNGKeyArray
+        self, residuals: Float[Array, "n ..."], batch_size: int, key: PRNGKeyArray
     ) -> Int[Array, " batch"]:
         """Indices of a sample without replacement (Gumbel top-k); jit-compatible.
 
@@ -87,7 +87,7 @@ class RADSampler:
     def sample(
         self,
         points: Float[Array, "n dim"],
-        residuals: Float[Array, n * components],
+        residuals: Float[Array, "n ..."],
         batch_size: int,
         key: PRNGKeyArray,
     ) -> Float[Array, "batch dim"]:
@@ -166,7 +166,7 @@ class RARDSampler:
         self,
         current: GrowingPoints,
         candidates: Float[Array, "n dim"],
-        residuals: Float[Array, n * components],
+        residuals: Float[Array, "n ..."],
         num_new: int,
         key: PRNGKeyArray,
     ) -> GrowingPoints:

@@ -180,6 +180,7 @@ def test_register_axes(case: Case) -> None:
         ({"b2": -0.1}, ValueError, "b2 must be at least 0"),
         ({"eps": 0.0}, ValueError, "eps must be positive"),
         ({"second_moment_start": "zero"}, ValueError, "second_moment_start must be one of"),
+        ({"on_transition": "keep"}, ValueError, "on_transition must be one of"),
     ],
 )
 def test_adam(case: Case) -> None:

@@ -29,7 +29,17 @@ from opifex.training.multilevel.history import Evaluation, History, Transition
 from opifex.training.multilevel.optimizer import (
     MultilevelAdam,
     MultilevelOptimizer,
+    OnTransition,
+    SecondMomentStart,
     transfer_optimizer_state,
+)
+from opifex.training.multilevel.parameter_age import scale_by_parameter_age
+from opifex.training.multilevel.resolution import (
+    ResolutionLevel,
+    coarsest_grid,
+    interpolate_field,
+    resolution_hierarchy,
+    restrict_field,
 )
 from opifex.training.multilevel.transfer import (
     prolongate,
@@ -56,18 +66,26 @@ __all__ = [
     "MultilevelConfig",
     "MultilevelOptimizer",
     "NonFiniteLossError",
+    "OnTransition",
     "PlateauAdvance",
     "ResidualSpectrumAdvance",
+    "ResolutionLevel",
+    "SecondMomentStart",
     "Transition",
     "WorkOptimalAdvance",
+    "coarsest_grid",
     "create_depth_hierarchy",
     "create_fno_hierarchy",
     "create_network_hierarchy",
+    "interpolate_field",
     "prolongate",
     "prolongate_fno_modes",
     "prolongate_preserving",
     "register_axes",
+    "resolution_hierarchy",
     "restrict",
+    "restrict_field",
     "restrict_fno_modes",
+    "scale_by_parameter_age",
     "transfer_optimizer_state",
 ]

@@ -38,6 +38,9 @@ SecondMomentStart = Literal["mean", "max", "fresh"]
 """What second moments of new entries start from: the mean or the largest of the carried entries of
 the same parameter, or the transformation's own initial value."""
 
+OnTransition = Literal["carry", "restart"]
+"""What happens to a state at a transition: it follows its parameters, or starts afresh."""
+
 SECOND_MOMENT_NAMES = frozenset({"nu", "nu_max", "sum_of_squares", "e_g"})
 """Field names by which Optax's states call their averages of squared gradients."""
 
@@ -47,6 +50,7 @@ Transition = Callable[[Any, Any], Any]
 __all__ = [
     "MultilevelAdam",
     "MultilevelOptimizer",
+    "OnTransition",
     "SecondMomentStart",
     "carried_fraction",
     "transfer_optimizer_state",
@@ -280,6 +284,8 @@ class MultilevelOptimizer:
             level, all must have the same structure of state (different schedules or rates of the
             same optimizer, say) and schedules restart on every level.
         second_moment_start: see `SecondMomentStart`.
+        on_transition: ``"carry"`` moves the state with the parameters; ``"restart"`` starts each
+            level with a fresh one, whose bias correction bounds the first steps of all parameters.
 
     Attributes:
         state: the Optax state, ``None`` before `init`.
@@ -287,7 +293,8 @@ class MultilevelOptimizer:
 
     Raises:
         TypeError: if ``transformation`` is neither.
-        ValueError: if a sequence is empty or ``second_moment_start`` is unknown.
+        ValueError: if a sequence is empty, or ``second_moment_start`` or ``on_transition`` is
+            unknown.
     """
 
     def __init__(
@@ -295,6 +302,7 @@ class MultilevelOptimizer:
         transformation: optax.GradientTransformation | Sequence[optax.GradientTransformation],
         *,
         second_moment_start: SecondMomentStart = "mean",
+        on_transition: OnTransition = "carry",
     ) -> None:
         single = isinstance(transformation, optax.GradientTransformation)
         per_level = (transformation,) if single else transformation
@@ -311,9 +319,11 @@ class MultilevelOptimizer:
                     f"transformation must consist of optax.GradientTransformation, got {entry!r}"
                 )
         check_choice("second_moment_start", second_moment_start, get_args(SecondMomentStart))
+        check_choice("on_transition", on_transition, get_args(OnTransition))
         self._per_level = tuple(optax.with_extra_args_support(entry) for entry in per_level)
         self.restart_schedules = not single
         self.second_moment_start: SecondMomentStart = second_moment_start
+        self.on_transition: OnTransition = on_transition
         self.state: optax.OptState | None = None
         self.level = 0
         self._model: nnx.Module | None = None
@@ -399,6 +409,8 @@ class MultilevelOptimizer:
         transition_fn: Transition,
     ) -> optax.OptState:
         """A state of level ``level`` moved to the next, without touching this object."""
+        if self.on_transition == "restart":
+            return self.transformation_at(level + 1).init(_params(fine_model))
         return transfer_optimizer_state(
             self.transformation_at(level + 1),
             state,
@@ -446,6 +458,7 @@ class MultilevelAdam(MultilevelOptimizer):
         b2: decay of the second moment.
         eps: added to the root of the second moment.
         second_moment_start: see `SecondMomentStart`.
+        on_transition: see `MultilevelOptimizer`.
 
     Raises:
         TypeError: if ``learning_rate`` is neither a number nor callable.
@@ -460,6 +473,7 @@ class MultilevelAdam(MultilevelOptimizer):
         eps: float = 1e-8,
         *,
         second_moment_start: SecondMomentStart = "mean",
+        on_transition: OnTransition = "carry",
     ) -> None:
         if not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
@@ -470,4 +484,5 @@ class MultilevelAdam(MultilevelOptimizer):
         super().__init__(
             optax.adam(learning_rate, b1=b1, b2=b2, eps=eps),
             second_moment_start=second_moment_start,
+            on_transition=on_transition,
         )

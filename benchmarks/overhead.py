@@ -1,0 +1,106 @@
+"""What the trainer costs beside a bare compiled loop, at every level of the page's problem.
+
+The bare loop is ``jit`` around ``lax.scan`` with donated buffers around ``value_and_grad`` and
+``optax.adam``: no history, no checks. Both run the same number of steps in the same pieces, in
+alternation; the ratio is that of the medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from rich.console import Console
+
+from common import parser, write_results
+from opifex.problems import Poisson
+from opifex.training.multilevel import CascadeTrainer, MultilevelConfig, create_network_hierarchy
+from opifex.viz import comparison_table
+
+PIECE_SECONDS = 2.0
+
+
+def bare_loop(model: Any, problem: Poisson, points: Any, steps: int) -> tuple[Any, Any]:
+    """The loop a user would write, and its first carry."""
+    graph, params = nnx.split(model)
+    params = jax.tree.map(lambda leaf: leaf.copy(), params)
+    optimizer = optax.adam(1e-3)
+
+    def loss(values: Any, *data: Any) -> Any:
+        return problem.loss(nnx.merge(graph, values), *data)
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(carry: Any, data: Any) -> Any:
+        def body(carry: Any, _: None) -> Any:
+            values, state = carry
+            value, gradient = jax.value_and_grad(loss)(values, *data)
+            updates, state = optimizer.update(gradient, state, values)
+            return (optax.apply_updates(values, updates), state), value
+
+        return jax.lax.scan(body, carry, None, length=steps)
+
+    return run, (params, optimizer.init(params))
+
+
+def measure_level(level: int, model: Any, rounds: int) -> dict[str, Any]:
+    """Seconds per step of both loops on one level."""
+    problem = Poisson()
+    points = problem.sample_points(jax.random.key(0), 1000, 100)
+    trial_steps = 20
+    run, carry = bare_loop(model, problem, points, trial_steps)
+    carry, _ = run(carry, points)
+    start = time.perf_counter()
+    jax.block_until_ready(run(carry, points))
+    per_step = (time.perf_counter() - start) / trial_steps
+    steps = max(20, round(PIECE_SECONDS / per_step))
+    run, carry = bare_loop(model, problem, points, steps)
+    carry, _ = jax.block_until_ready(run(carry, points))
+    trainer = CascadeTrainer(
+        [nnx.clone(model)],
+        optax.adam(1e-3),
+        config=MultilevelConfig(num_levels=1, level_epochs=[steps]),
+    )
+    bare, ours, whole = [], [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        carry, losses = run(carry, points)
+        np.asarray(losses)
+        bare.append(time.perf_counter() - start)
+        before, compiling = trainer.history.seconds, trainer.history.compile_seconds
+        start = time.perf_counter()
+        trainer.fit(problem.loss, points, report_every=steps, compile_ahead=False)
+        elapsed = time.perf_counter() - start
+        ours.append(trainer.history.seconds - before)
+        whole.append(elapsed - (trainer.history.compile_seconds - compiling))
+    return {
+        "level": level,
+        "hidden_dims": list(model.hidden_dims),
+        "steps": steps,
+        "bare_ms_per_step": 1000 * float(np.median(bare)) / steps,
+        "trainer_ms_per_step": 1000 * float(np.median(ours)) / steps,
+        "ratio": float(np.median(ours) / np.median(bare)),
+        "ratio_of_whole_call": float(np.median(whole) / np.median(bare)),
+        "rounds": [{"bare": b, "trainer": o} for b, o in zip(bare, ours, strict=True)],
+    }
+
+
+def main() -> None:
+    """All levels."""
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7)
+    given = options.parse_args()
+    models = create_network_hierarchy(2, 1, [128] * 3, 3, rngs=nnx.Rngs(0))
+    rows = [measure_level(level, model, given.rounds) for level, model in enumerate(models)]
+    Console(width=140).print(
+        comparison_table([{k: v for k, v in row.items() if k != "rounds"} for row in rows])
+    )
+    write_results("overhead", rows=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What to do at a transition: prolongation and second moments on the page's Poisson problem.
+
+Hidden widths (128, 128, 128) in three levels, Adam 1e-3, 400 + 600 + 1000 steps on 1000 points, as
+on the specification's page. Every choice starts from the same networks and points. A jump is the
+loss after a transition over the loss before it; the peak is the largest loss of the 100 steps after
+it, over the loss before it. The last loss is the geometric mean of the last 100, since Adam with a
+constant rate leaves spikes. The seeds are none of those that other benchmarks report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from common import final, median, parser, write_results
+from opifex.problems import Poisson
+from opifex.training.multilevel import (
+    CascadeTrainer,
+    MultilevelAdam,
+    MultilevelConfig,
+    create_network_hierarchy,
+    prolongate,
+    prolongate_preserving,
+)
+from opifex.viz import comparison_table
+
+STEPS = (400, 600, 1000)
+
+
+CHOICES: dict[str, tuple[Any, Callable[[], MultilevelAdam]]] = {
+    "copy and pad, mean": (prolongate, lambda: MultilevelAdam(1e-3)),
+    "preserving, mean": (prolongate_preserving, lambda: MultilevelAdam(1e-3)),
+    "preserving, max": (
+        prolongate_preserving,
+        lambda: MultilevelAdam(1e-3, second_moment_start="max"),
+    ),
+    "preserving, fresh": (
+        prolongate_preserving,
+        lambda: MultilevelAdam(1e-3, second_moment_start="fresh"),
+    ),
+    "copy and pad, restart": (prolongate, lambda: MultilevelAdam(1e-3, on_transition="restart")),
+    "preserving, restart": (
+        prolongate_preserving,
+        lambda: MultilevelAdam(1e-3, on_transition="restart"),
+    ),
+}
+
+
+def run(transfer: Any, optimizer: MultilevelAdam, seed: int) -> dict[str, Any]:
+    """One cascade."""
+    problem = Poisson()
+    trainer = CascadeTrainer(
+        create_network_hierarchy(2, 1, [128] * 3, 3, rngs=nnx.Rngs(seed)),
+        optimizer,
+        transfer,
+        config=MultilevelConfig(num_levels=3, level_epochs=list(STEPS)),
+    )
+    history = trainer.fit(
+        problem.loss,
+        problem.sample_points(jax.random.key(seed), 1000, 100),
+        evaluate=lambda model: {"error": problem.relative_l2_error(model)},
+        compile_ahead=False,
+    )
+    losses = history.losses
+    borders = np.cumsum(STEPS)[:-1]
+    return {
+        "seed": seed,
+        "jumps": [float(losses[b] / losses[b - 1]) for b in borders],
+        "peaks": [float(np.max(losses[b : b + 100]) / losses[b - 1]) for b in borders],
+        "final_loss": float(np.exp(np.mean(np.log(losses[-100:])))),
+        "final_error": final(history),
+        "seconds": history.seconds,
+    }
+
+
+def main() -> None:
+    """All choices on all seeds."""
+    options = parser(__doc__)
+    options.set_defaults(seeds=[100, 101, 102])
+    seeds = options.parse_args().seeds
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, (transfer, make) in CHOICES.items():
+        runs[name] = [run(transfer, make(), seed) for seed in seeds]
+        for entry in runs[name]:
+            print(name, entry, flush=True)
+    rows = [
+        {
+            "choice": name,
+            "largest jump": max(max(entry["jumps"]) for entry in entries),
+            "largest peak": max(max(entry["peaks"]) for entry in entries),
+            "median final loss": median([entry["final_loss"] for entry in entries]),
+            "median final error": median([entry["final_error"] for entry in entries]),
+        }
+        for name, entries in runs.items()
+    ]
+    Console().print(comparison_table(rows))
+    write_results("transfer_choices", steps=STEPS, rows=rows, runs=runs)
+
+
+if __name__ == "__main__":
+    main()
