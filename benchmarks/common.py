@@ -76,8 +76,57 @@ def seconds_to(history: History, target: float, metric: str = "error") -> float 
 
 
 def final(history: History, metric: str = "error") -> float:
-    """The last value of a metric."""
-    return history.evaluations[-1].metrics[metric]
+    """What a run ends with: the geometric mean of a metric over the last tenth of the evaluations.
+
+    With a constant learning rate a single evaluation may be a spike or a lucky dip.
+    """
+    values = [e.metrics[metric] for e in history.evaluations]
+    last = values[-max(1, len(values) // 10) :]
+    return float(statistics.geometric_mean(last))
+
+
+def lowest(history: History, metric: str = "error") -> float:
+    """The lowest value of a metric during a run."""
+    return min(e.metrics[metric] for e in history.evaluations)
+
+
+def compare_runs(alone: History, cascade: History) -> dict[str, Any]:
+    """Errors and times of two runs, and how many times faster the second is.
+
+    ``ratio``: all seconds of the first run over the seconds until the second first reaches what the
+    first ends with. ``ratio_first_to_first``: the same target, but the first run's clock stops when
+    it first reaches it too. ``ratio_to_lowest``: both clocks until the lowest error that the first
+    run ever has.
+    """
+    target, least = final(alone), lowest(alone)
+    reached = seconds_to(cascade, target)
+    return {
+        "target_error": target,
+        "alone_seconds": alone.seconds,
+        "alone_lowest_error": least,
+        "alone_compile_seconds": alone.compile_seconds,
+        "cascade_seconds_to_target": reached,
+        "cascade_seconds": cascade.seconds,
+        "cascade_compile_seconds": cascade.compile_seconds,
+        "cascade_final_error": final(cascade),
+        "cascade_lowest_error": lowest(cascade),
+        "ratio": ratio(alone.seconds, reached),
+        "ratio_with_compilation": ratio(
+            alone.seconds + alone.compile_seconds,
+            None if reached is None else reached + cascade.compile_seconds,
+        ),
+        "ratio_first_to_first": ratio(seconds_to(alone, target), reached),
+        "ratio_to_lowest": ratio(seconds_to(alone, least), seconds_to(cascade, least)),
+        "curve_alone": curve(alone),
+        "curve_cascade": curve(cascade),
+    }
+
+
+def median_ratios(runs: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The medians over the seeds of every ratio."""
+    return {
+        name: median([run[name] for run in runs]) for name in runs[0] if name.startswith("ratio")
+    }
 
 
 def curve(history: History, metric: str = "error", most: int = 60) -> list[list[float]]:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from common import curve, final, median, parser, ratio, seconds_to, write_results
+from common import compare_runs, median, parser, ratio, seconds_to, write_results
 from operator_time_to_accuracy import CONSOLE, Case, Experiment, tune
 from opifex.data import OperatorData, load_darcy_small
 from opifex.models import FNO
@@ -94,20 +94,11 @@ def main() -> None:
                 "peer_final_error": peer["curve"][-1][1],
                 "peer_seconds": peer["curve"][-1][0],
                 "seconds_to_peer_best": reached,
-                "compile_seconds": many.compile_seconds,
-                "cascade_seconds": many.seconds,
-                "cascade_final_error": final(many),
-                "alone_seconds": one.seconds,
-                "alone_final_error": final(one),
-                "alone_seconds_to_peer_best": seconds_to(one, peer_best[1]),
-                "seconds_to_alone_final": seconds_to(many, final(one)),
                 "ratio_to_peer": ratio(peer_best[0], reached),
                 "ratio_to_peer_with_compilation": ratio(
                     peer_best[0], None if reached is None else reached + many.compile_seconds
                 ),
-                "ratio_to_alone": ratio(one.seconds, seconds_to(many, final(one))),
-                "curve_alone": curve(one),
-                "curve_cascade": curve(many),
+                **compare_runs(one, many),
                 "curve_peer": peer["curve"],
             }
         )
@@ -115,8 +106,7 @@ def main() -> None:
         for row in shown:
             CONSOLE.print(row)
     summary = {
-        key: median([run[key] for run in runs])
-        for key in ("ratio_to_peer", "ratio_to_peer_with_compilation", "ratio_to_alone")
+        key: median([run[key] for run in runs]) for key in runs[0] if key.startswith("ratio")
     }
     CONSOLE.print(comparison_table([{k: str(v) for k, v in summary.items()}], title="medians"))
     write_results(

@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 from rich.console import Console
 
-from common import curve, final, median, parser, ratio, seconds_to, write_results
+from common import compare_runs, final, median_ratios, parser, write_results
 from opifex.core.metrics import relative_l2
 from opifex.data import (
     FieldNormalizer,
@@ -246,28 +246,7 @@ def compare(experiment: Experiment, seeds: Sequence[int]) -> dict[str, Any]:
     for seed in seeds:
         one = experiment.alone(best_alone["rate"], best_alone["schedule"], seed, error)
         many = experiment.cascade(best_cascade["rate"], best_cascade["schedule"], seed, error)
-        target = final(one)
-        reached = seconds_to(many, target)
-        runs.append(
-            {
-                "seed": seed,
-                "target_error": target,
-                "alone_seconds": one.seconds,
-                "alone_first_reached": seconds_to(one, target),
-                "alone_compile_seconds": one.compile_seconds,
-                "cascade_seconds_to_target": reached,
-                "cascade_compile_seconds": many.compile_seconds,
-                "cascade_seconds": many.seconds,
-                "cascade_final_error": final(many),
-                "ratio": ratio(one.seconds, reached),
-                "ratio_with_compilation": ratio(
-                    one.seconds + one.compile_seconds,
-                    None if reached is None else reached + many.compile_seconds,
-                ),
-                "curve_alone": curve(one),
-                "curve_cascade": curve(many),
-            }
-        )
+        runs.append({"seed": seed, **compare_runs(one, many)})
         shown = [{k: v for k, v in r.items() if not k.startswith("curve")} for r in runs]
         CONSOLE.print(comparison_table(shown, title=experiment.case.name))
     return {
@@ -276,8 +255,7 @@ def compare(experiment: Experiment, seeds: Sequence[int]) -> dict[str, Any]:
         "alone": best_alone,
         "cascade": best_cascade,
         "runs": runs,
-        "median_ratio": median([run["ratio"] for run in runs]),
-        "median_ratio_with_compilation": median([run["ratio_with_compilation"] for run in runs]),
+        "median": median_ratios(runs),
     }
 
 
@@ -296,7 +274,7 @@ def main() -> None:
     if given.quick:
         case = replace(case, alone_epochs=2, cascade_epochs=(2, 2, 2), rates=(1e-3,))
     result = compare(Experiment(case), given.seeds)
-    CONSOLE.print(f"median ratio {result['median_ratio']}")
+    CONSOLE.print(f"{result['median']}")
     if not given.quick:
         write_results(f"operator_{given.operator}", **result)
 

@@ -18,7 +18,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from common import curve, final, median, parser, ratio, seconds_to, write_results
+from common import compare_runs, final, median_ratios, parser, seconds_to, write_results
 from opifex.problems import Helmholtz, Poisson, Problem, interior_points
 from opifex.training.multilevel import (
     CascadeTrainer,
@@ -47,8 +47,8 @@ class Case:
 
 
 CASES = {
-    "poisson": Case(Poisson(), 2000, (1000, 1000, 1000), (250, 500, 1000)),
-    "helmholtz": Case(Helmholtz(), 2000, (1000, 1000, 1000), (250, 500, 1000)),
+    "poisson": Case(Poisson(), 1500, (1000, 1000, 750), (250, 500, 1000)),
+    "helmholtz": Case(Helmholtz(), 1500, (1000, 1000, 750), (250, 500, 1000)),
 }
 
 
@@ -163,29 +163,7 @@ def measure(name: str, case: Case, seeds: Sequence[int]) -> dict[str, Any]:
     for seed in seeds:
         one = alone(case, best["rate"], best["schedule"], seed, error)
         many = cascade(case, fastest["rate"], fastest["schedule"], seed, error)
-        target = final(one)
-        reached = seconds_to(many, target)
-        runs.append(
-            {
-                "seed": seed,
-                "target_error": target,
-                "alone_seconds": one.seconds,
-                "alone_first_reached": seconds_to(one, target),
-                "alone_compile_seconds": one.compile_seconds,
-                "cascade_seconds_to_target": reached,
-                "cascade_compile_seconds": many.compile_seconds,
-                "cascade_seconds": many.seconds,
-                "cascade_final_error": final(many),
-                "cascade_error_at_equal_time": _error_at(many, one.seconds),
-                "ratio": ratio(one.seconds, reached),
-                "ratio_with_compilation": ratio(
-                    one.seconds + one.compile_seconds,
-                    None if reached is None else reached + many.compile_seconds,
-                ),
-                "curve_alone": curve(one),
-                "curve_cascade": curve(many),
-            }
-        )
+        runs.append({"seed": seed, **compare_runs(one, many)})
         show(name, runs)
     return {
         "settings": {
@@ -198,14 +176,8 @@ def measure(name: str, case: Case, seeds: Sequence[int]) -> dict[str, Any]:
         "alone": best,
         "cascade": fastest,
         "runs": runs,
-        "median_ratio": median([run["ratio"] for run in runs]),
-        "median_ratio_with_compilation": median([run["ratio_with_compilation"] for run in runs]),
+        "median": median_ratios(runs),
     }
-
-
-def _error_at(history: History, seconds: float) -> float:
-    """The last error measured within a time."""
-    return [e for e in history.evaluations if e.seconds <= seconds][-1].metrics["error"]
 
 
 def show(name: str, runs: Sequence[dict[str, Any]]) -> None:
@@ -225,7 +197,7 @@ def main() -> None:
     options.add_argument("--problem", choices=sorted(CASES), default="poisson")
     given = options.parse_args()
     result = measure(given.problem, CASES[given.problem], given.seeds)
-    CONSOLE.print(f"median ratio {result['median_ratio']}")
+    CONSOLE.print(f"{result['median']}")
     write_results(f"pinn_{given.problem}", **result)
 
 

@@ -251,6 +251,33 @@ class FNO(nnx.Module):
             self.projection_dim, output_dim, param_dtype=param_dtype, rngs=rngs
         )
 
+    def with_modes(self, modes: int | Sequence[int], *, rngs: nnx.Rngs) -> FNO:
+        """A new operator with other modes and otherwise the same settings.
+
+        Args:
+            modes: number of modes, one for all axes or one per axis.
+            rngs: random streams for its parameters.
+
+        Raises:
+            ValueError: if ``modes`` does not have one positive entry per axis.
+            TypeError: if a number of modes is not an integer.
+        """
+        return FNO(
+            modes,
+            self.width,
+            input_dim=self.input_dim,
+            output_dim=self.output_dim,
+            num_layers=self.num_layers,
+            spatial_dims=self.spatial_dims,
+            activation=self.activation,
+            projection_dim=self.projection_dim,
+            append_coordinates=self.append_coordinates,
+            grid_kind=self.grid_kind,
+            transform=self.transform,
+            param_dtype=self.lifting.kernel[...].dtype,
+            rngs=rngs,
+        )
+
     def __call__(self, x: Float[Array, "batch *spatial inputs"]) -> Array:
         """Map input fields to output fields on the same grid.
 

@@ -9,6 +9,7 @@ from opifex.training.multilevel.advance import (
     ResidualSpectrumAdvance,
     WorkOptimalAdvance,
 )
+from opifex.training.multilevel.advisor import ScheduleAdvice, recommend_schedule
 from opifex.training.multilevel.axes import (
     FIXED,
     READS,
@@ -20,6 +21,7 @@ from opifex.training.multilevel.axes import (
 )
 from opifex.training.multilevel.cascade import CascadeTrainer
 from opifex.training.multilevel.config import MultilevelConfig
+from opifex.training.multilevel.explained_spectrum import ExplainedSpectrumAdvance
 from opifex.training.multilevel.hierarchy import (
     create_depth_hierarchy,
     create_fno_hierarchy,
@@ -58,6 +60,7 @@ __all__ = [
     "Axis",
     "CascadeTrainer",
     "Evaluation",
+    "ExplainedSpectrumAdvance",
     "FixedEpochs",
     "History",
     "LayerAxes",
@@ -70,6 +73,7 @@ __all__ = [
     "PlateauAdvance",
     "ResidualSpectrumAdvance",
     "ResolutionLevel",
+    "ScheduleAdvice",
     "SecondMomentStart",
     "Transition",
     "WorkOptimalAdvance",
@@ -81,6 +85,7 @@ __all__ = [
     "prolongate",
     "prolongate_fno_modes",
     "prolongate_preserving",
+    "recommend_schedule",
     "register_axes",
     "resolution_hierarchy",
     "restrict",
