@@ -120,6 +120,8 @@ class CompiledLoop:
         self._samples = jax.tree.leaves(self.data)[0].shape[0] if batch_size is not None else 0
         self._jitted = jax.jit(self._run, donate_argnums=0)
         self._compiled: Future[Any] | None = None
+        # Compilation may happen in another thread, which does not see the context of this one.
+        self._double_precision = bool(jax.config.jax_enable_x64)
 
     def initial_state(self, model: nnx.Module, smoother_state: Any, key: PRNGKeyArray) -> LoopState:
         """State at step zero. Its buffers are copies: the model's own are never donated."""
@@ -191,7 +193,9 @@ class CompiledLoop:
         return end.state, end.losses, end.taken, healthy
 
     def _compile(self, state: Any) -> Any:
-        return self._jitted.lower(state, self.data, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+        steps = jax.ShapeDtypeStruct((), jnp.int32)
+        with jax.enable_x64(self._double_precision):
+            return self._jitted.lower(state, self.data, steps).compile()
 
     def compile(self, state: Any, executor: ThreadPoolExecutor | None = None) -> None:
         """Compile for a state (its shapes are enough), in a thread of ``executor`` if given."""
@@ -231,8 +235,9 @@ class CompiledLoop:
 
     def step_cost(self, state: Any) -> float | None:
         """Floating-point operations of one step by XLA's count, or ``None`` where it has none."""
-        lowered = jax.jit(self.single_step).lower(jax.eval_shape(lambda: state), self.data)
-        analysis = lowered.cost_analysis()
+        with jax.enable_x64(self._double_precision):
+            lowered = jax.jit(self.single_step).lower(jax.eval_shape(lambda: state), self.data)
+            analysis = lowered.cost_analysis()
         if isinstance(analysis, Sequence):
             analysis = analysis[0] if analysis else None
         flops = (analysis or {}).get("flops", 0.0)

@@ -15,6 +15,7 @@ import optax
 import pytest
 from flax import nnx
 
+from opifex.models import MLP
 from opifex.training.multilevel import (
     CascadeTrainer,
     MultilevelAdam,
@@ -459,3 +460,18 @@ def test_training_can_go_on_after_divergence() -> None:
         trainer.fit(fails_from(3), report_every=2)
     trainer.fit(count_up)
     assert value_of(trainer) == 2 + 6
+
+
+def test_double_precision_of_a_context_reaches_the_compiling_thread():
+    with jax.enable_x64(True):
+        models = [MLP(1, 1, [w], param_dtype=jnp.float64, rngs=nnx.Rngs(w)) for w in (2, 3)]
+        x = jnp.linspace(0.0, 1.0, 7)[:, None]
+        trainer = CascadeTrainer(models)
+        history = trainer.fit(
+            lambda model, x: jnp.mean((jax.vmap(jax.jacfwd(model))(x)[:, 0, 0] - x[:, 0]) ** 2),
+            (x,),
+            epochs=[2, 2],
+            compile_ahead=True,
+        )
+        assert history.losses.dtype == np.float64
+        assert trainer.model.output.kernel[...].dtype == jnp.float64
