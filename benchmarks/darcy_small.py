@@ -31,7 +31,7 @@ CASE = Case(
     modes=(4, 8),
     shapes=((8, 8), (16, 16)),
     alone_epochs=20,
-    cascade_epochs=(20, 20),
+    cascade_epochs=(5, 20),
     grid_kind="cell",
 )
 REQUIREMENTS = (["torch==2.13.0"], ["neuraloperator==2.0.0"])
@@ -46,7 +46,9 @@ def joined(*parts: OperatorData) -> OperatorData:
 
 def parameters(case: Case) -> int:
     """Number of parameters of our finest network."""
-    model = FNO(case.modes[-1], case.width, num_layers=4, spatial_dims=2, rngs=nnx.Rngs(0))
+    model = FNO(
+        case.modes[-1], case.width, spatial_dims=2, append_coordinates=True, rngs=nnx.Rngs(0)
+    )
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
