@@ -30,8 +30,12 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line that was given, relative to the root of the project."""
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """The command line that was given, relative to the root of the project, without folders."""
+    given = list(sys.argv[1:])
+    if "--peers" in given:
+        where = given.index("--peers")
+        del given[where : where + 2]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 
 
 def write_results(name: str, **content: Any) -> Path:

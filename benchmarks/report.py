@@ -1,0 +1,298 @@
+"""Write docs/benchmarks.md and the table of the README from the last results of all benchmarks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, median, read_results
+
+ROOT = Path(__file__).parent.parent
+
+Results = dict[str, Any]
+
+
+def number(value: Any) -> str:
+    """A number for a table; a missing one is 'not reached'."""
+    if value is None:
+        return "not reached"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, Sequence):
+        return ", ".join(number(entry) for entry in value)
+    magnitude = abs(float(value))
+    if magnitude and (magnitude < 1e-2 or magnitude >= 1e4):
+        return f"{value:.2e}"
+    return f"{value:.3g}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table in Markdown."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(number(row[name]) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def origin(results: Results) -> str:
+    """Where the numbers come from."""
+    used = results["versions"]
+    return (
+        f"`{results['command']}`, JAX {used['jax']}, Flax {used['flax']}, Optax {used['optax']}, "
+        f"Python {used['python']}; {used['machine']}."
+    )
+
+
+def races(results: Results) -> str:
+    """Runs of a cascade against the finest network alone."""
+    rows = [
+        {
+            "seed": run["seed"],
+            "target error": run["target_error"],
+            "alone, s": run["alone_seconds"],
+            "cascade to target, s": run["cascade_seconds_to_target"],
+            "ratio": run["ratio"],
+            "with compilation": run["ratio_with_compilation"],
+            "first to first": run["ratio_first_to_first"],
+            "to lowest": run["ratio_to_lowest"],
+            "cascade ends with": run["cascade_final_error"],
+        }
+        for run in results["runs"]
+    ]
+    chosen = ", ".join(
+        f"{side}: rate {number(results[side]['rate'])} {results[side]['schedule']}"
+        for side in ("alone", "cascade")
+    )
+    medians = ", ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in results["median"].items())
+    return f"{table(rows)}\n\nMedians: {medians}. Chosen on validation: {chosen}."
+
+
+def plain(*columns: str) -> Callable[[Results], str]:
+    """The rows of a result, without nested columns."""
+
+    def show(results: Results) -> str:
+        rows = results["rows"]
+        names = columns or [k for k, v in rows[0].items() if not isinstance(v, list | dict)]
+        return table([{name.replace("_", " "): row[name] for name in names} for row in rows])
+
+    return show
+
+
+def peer_race(results: Results) -> str:
+    """Our cascade, our finest network alone, and the peer."""
+    rows = [
+        {
+            "seed": run["seed"],
+            "peer's best error": run["peer_best_error"],
+            "peer, s": run["peer_seconds_to_best"],
+            "cascade to it, s": run["seconds_to_peer_best"],
+            "ratio": run["ratio_to_peer"],
+            "with compilation": run["ratio_to_peer_with_compilation"],
+            "peer ends with": run["peer_final_error"],
+            "cascade ends with": run["cascade_final_error"],
+            "alone ends with": run["target_error"],
+            "ratio to alone": run["ratio"],
+        }
+        for run in results["runs"]
+    ]
+    count = results["parameters"]
+    return (
+        table(rows)
+        + f"\n\nParameters: ours {count['ours']}, peer {count['peer']}. Peer: neuraloperator "
+        + f"{results['peer']['neuraloperator']} on torch {results['peer']['torch']}."
+    )
+
+
+def growth(results: Results) -> str:
+    """Cost of a step, and what levels cost."""
+    return (
+        plain()(results)
+        + "\n\n![cost of a step](images/cost_growth.png)\n\nThe whole cascade, 50 steps per level:\n\n"
+        + table(results["levels"])
+    )
+
+
+def stages(results: Results) -> str:
+    """Whatever rows a result has."""
+    return plain()(results)
+
+
+SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
+    (
+        "pinn_poisson",
+        "Poisson PINN",
+        "The page's problem, hidden widths (128, 128, 128). Goal: at least 3 times less time.",
+        races,
+    ),
+    (
+        "pinn_helmholtz",
+        "Helmholtz PINN",
+        "k = 4 pi, a smooth part and a wave of half-period 1/4. Goal: at least 3 times less time, or "
+        "an error ten times lower at equal time.",
+        races,
+    ),
+    (
+        "operator_burgers",
+        "Burgers operator",
+        "Viscosity 0.1, 512 points, 64 modes, four levels (modes and grid). Goal: at least 4 times.",
+        races,
+    ),
+    (
+        "operator_burgers-fronts",
+        "Burgers operator with fronts",
+        "The same with viscosity 0.01, whose fronts coarse levels cannot represent.",
+        races,
+    ),
+    (
+        "operator_darcy",
+        "Darcy operator on 64 x 64",
+        "Binary permeability, 1000 samples of the package's finite-volume solver. Goal: at least 5 "
+        "times.",
+        races,
+    ),
+    (
+        "darcy_small",
+        "Darcy operator on 16 x 16 against neuraloperator",
+        "The peer's own small data set and example settings. Goal: at least 5 times less time than "
+        "the peer at its best test error, and a lower final error.",
+        peer_race,
+    ),
+    (
+        "overhead",
+        "Overhead of the loop",
+        "Against a bare hand-written `jit(scan)`. Goal: at most 1.05.",
+        plain(),
+    ),
+    (
+        "namesake",
+        "Against `opifex` 0.2.0",
+        "Its documented loop against `fit`, seconds per step. Goal: at least 10 times.",
+        plain(),
+    ),
+    (
+        "laplacian",
+        "Laplacian",
+        "A compiled PINN step of a 3 x 128 tanh network on 1000 points. Goal: at least twice as fast "
+        "as the trace of `jax.hessian`.",
+        plain(),
+    ),
+    (
+        "transfer_choices",
+        "Transitions",
+        "Prolongation and optimizer state on the page's Poisson problem, Adam 1e-3, 400 + 600 + 1000 "
+        "steps. Jumps and peaks are relative to the loss before the transition.",
+        plain(),
+    ),
+    (
+        "second_order_poisson",
+        "Second order: Poisson",
+        "Goal: relative L2 error of at most 1e-6, in less time than Adam alone needs for 1e-3.",
+        stages,
+    ),
+    (
+        "second_order_helmholtz",
+        "Second order: Helmholtz",
+        "Goal: at most 1e-5.",
+        stages,
+    ),
+    ("second_order_burgers", "Second order: Burgers", "Goal: at most 1e-4.", stages),
+    ("second_order_allen_cahn", "Second order: Allen-Cahn", "Goal: at most 1e-4.", stages),
+    (
+        "multistage_fit",
+        "Residual correction",
+        "Fit of a smooth function in stages, float64. Goal: at most 1e-12 in at most four stages.",
+        stages,
+    ),
+    (
+        "cycles",
+        "Cycles",
+        "V-cycle, W-cycle, full multigrid against cascade and finest alone at equal work.",
+        stages,
+    ),
+    ("cost_growth", "How cost grows", "Seconds and memory of one step.", growth),
+]
+
+RULES = """# Benchmarks
+
+Every section is one command under `benchmarks/`, run from the root of the project;
+`benchmarks/results/` holds the last results, from which `python benchmarks/report.py` writes this
+page. All seeds are shown and medians quoted. *Ratio* is the training time of the finest network
+alone over the time until the cascade first reaches the held-out error that the former ends with
+(geometric mean over the last tenth of its evaluations). *With compilation* adds all compile time
+on both sides. *First to first* stops the clock of the finest network alone, too, when it first
+reaches that error; *to lowest* takes the lowest error that it ever has as the target of both.
+Both sides use the same compiled loop, optimizer, data and precision, and rates tuned over the
+same grid on other seeds and points. Timings are from a shared machine and noisy.
+"""
+
+
+def headline() -> list[dict[str, Any]]:
+    """The rows of the README's table, as far as they have been measured."""
+    rows = []
+    for name, title, *_ in SECTIONS:
+        results = read_results(name)
+        if results is None:
+            continue
+        if "median" in results:
+            key = "ratio_to_peer" if name == "darcy_small" else "ratio"
+            rows.append(
+                {
+                    "work": title,
+                    "times faster (median)": results["median"][key],
+                    "with compilation": results["median"][f"{key}_with_compilation"],
+                }
+            )
+    for name, title, column in (
+        ("namesake", "step of the finest level, against `opifex` 0.2.0", "ratio"),
+    ):
+        results = read_results(name)
+        if results is not None:
+            rows.append(
+                {
+                    "work": title,
+                    "times faster (median)": results["rows"][-1][column],
+                    "with compilation": "-",
+                }
+            )
+    results = read_results("overhead")
+    if results is not None:
+        cost = median([row["ratio"] for row in results["rows"]])
+        rows.append(
+            {
+                "work": "cost of a step over a bare `jit(scan)` loop (1 is no overhead)",
+                "times faster (median)": cost,
+                "with compilation": "-",
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Write both files."""
+    parts = [RULES]
+    for name, title, explanation, show in SECTIONS:
+        results = read_results(name)
+        if results is None:
+            print(f"no results of {name} in {RESULTS.name}")
+            continue
+        notes = results.get("notes", "")
+        parts.append(
+            f"## {title}\n\n{explanation}\n\n{show(results)}\n\n"
+            + (f"{notes}\n\n" if notes else "")
+            + f"{origin(results)}\n"
+        )
+    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = f"<!-- measured -->\n{table(headline())}\n<!-- /measured -->"
+    readme = re.sub(
+        r"<!-- measured -->.*<!-- /measured -->", lambda _: block, readme, flags=re.DOTALL
+    )
+    (ROOT / "README.md").write_text(readme, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
