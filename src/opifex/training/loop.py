@@ -121,7 +121,7 @@ class CompiledLoop:
         self._jitted = jax.jit(self._run, donate_argnums=0)
         self._compiled: Future[Any] | None = None
         # Compilation may happen in another thread, which does not see the context of this one.
-        self._double_precision = bool(jax.config.jax_enable_x64)
+        self._double_precision = jnp.result_type(float) == jnp.float64
 
     def initial_state(self, model: nnx.Module, smoother_state: Any, key: PRNGKeyArray) -> LoopState:
         """State at step zero. Its buffers are copies: the model's own are never donated."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -27,13 +28,15 @@ def split_model(model: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
 
 
 class Objective:
-    """A loss, and residuals where there are any, as pure functions of the parameters of one model.
+    r"""A loss, and residuals where there are any, as pure functions of the parameters of one model.
 
     Args:
         structure: the graph definition of the model.
         loss_fn: ``loss_fn(model, *data)``; with an argument named ``key`` it also gets a fresh
             random key at every step. ``None`` takes the weighted mean square of ``terms``.
         terms: residual terms, for smoothers that need residuals rather than a scalar.
+        tilted: subtract $\langle v, x \rangle$ from the loss, where the tilt $v$, a tree like the
+            parameters $x$, is the first entry of the data.
 
     Raises:
         TypeError: if ``loss_fn`` is not callable, or ``terms`` is not a sequence of `ResidualTerm`.
@@ -45,6 +48,8 @@ class Objective:
         structure: Any,
         loss_fn: LossFunction | None = None,
         terms: Sequence[ResidualTerm] | None = None,
+        *,
+        tilted: bool = False,
     ) -> None:
         if loss_fn is None and not terms:
             raise ValueError("loss_fn must be given, or terms must not be empty")
@@ -57,6 +62,7 @@ class Objective:
                 raise TypeError(f"terms must consist of ResidualTerm, got {term!r}")
         self.structure = structure
         self.terms = tuple(terms or ())
+        self.tilted = tilted
         self._loss_fn = loss_fn
         self._takes_key = loss_fn is not None and _has_key_argument(loss_fn)
 
@@ -69,6 +75,7 @@ class Objective:
         self, params: Any, rest: Any, batch: tuple[Any, ...], key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Any]:
         """Loss, and the other variables after the evaluation (running statistics, say)."""
+        tilt, batch = (batch[0], batch[1:]) if self.tilted else (None, batch)
         # Copies belong to the trace of this evaluation: the loss may update them (batch statistics).
         model = nnx.merge(self.structure, params, rest, copy=True)
         if self._loss_fn is None:
@@ -79,6 +86,8 @@ class Objective:
             value = self._loss_fn(model, *batch)
         if jnp.ndim(value) != 0:
             raise ValueError(f"loss_fn must return a scalar, got shape {jnp.shape(value)}")
+        if tilt is not None:
+            value = value - optax.tree.vdot(tilt, params)
         return value, nnx.state(model, nnx.Not(nnx.Param))
 
     def value(

@@ -108,7 +108,12 @@ class LeastSquaresSmoother:
         return self.solver.init(params)
 
     def check(self, objective: Objective) -> None:
-        """Raise ``ValueError`` if there are no residual terms."""
+        """Raise ``ValueError`` if there are no residual terms, or the objective is tilted."""
+        if objective.tilted:
+            raise ValueError(
+                f"{type(self.solver).__name__} minimises sums of squares, but cycles add a linear "
+                "term to the objectives of coarse levels: smoothers must be Optax transformations"
+            )
         if not objective.terms:
             raise ValueError(
                 f"{type(self.solver).__name__} minimises residuals: terms must be given, for "

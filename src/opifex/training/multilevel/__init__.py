@@ -21,6 +21,7 @@ from opifex.training.multilevel.axes import (
 )
 from opifex.training.multilevel.cascade import CascadeTrainer
 from opifex.training.multilevel.config import MultilevelConfig
+from opifex.training.multilevel.cycles import FullMultigrid, VCycle, WCycle
 from opifex.training.multilevel.explained_spectrum import ExplainedSpectrumAdvance
 from opifex.training.multilevel.hierarchy import (
     create_depth_hierarchy,
@@ -43,6 +44,7 @@ from opifex.training.multilevel.resolution import (
     resolution_hierarchy,
     restrict_field,
 )
+from opifex.training.multilevel.strategies import Cascade, Strategy
 from opifex.training.multilevel.transfer import (
     prolongate,
     prolongate_fno_modes,
@@ -58,10 +60,12 @@ __all__ = [
     "WRITES",
     "AdvanceRule",
     "Axis",
+    "Cascade",
     "CascadeTrainer",
     "Evaluation",
     "ExplainedSpectrumAdvance",
     "FixedEpochs",
+    "FullMultigrid",
     "History",
     "LayerAxes",
     "LevelProgress",
@@ -75,7 +79,10 @@ __all__ = [
     "ResolutionLevel",
     "ScheduleAdvice",
     "SecondMomentStart",
+    "Strategy",
     "Transition",
+    "VCycle",
+    "WCycle",
     "WorkOptimalAdvance",
     "coarsest_grid",
     "create_depth_hierarchy",

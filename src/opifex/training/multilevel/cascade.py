@@ -18,6 +18,7 @@ from opifex.models.mlp import Activation
 from opifex.training.loop import check_data, enable_compilation_cache
 from opifex.training.multilevel.advance import AdvanceRule
 from opifex.training.multilevel.config import MultilevelConfig
+from opifex.training.multilevel.cycles import FullMultigrid, VCycle, WCycle
 from opifex.training.multilevel.hierarchy import create_network_hierarchy
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.optimizer import (
@@ -26,7 +27,7 @@ from opifex.training.multilevel.optimizer import (
     transfer_optimizer_state,
 )
 from opifex.training.multilevel.run import Callback, Metrics, MultilevelRun
-from opifex.training.multilevel.strategies import cascade
+from opifex.training.multilevel.strategies import Cascade, Strategy
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
 from opifex.training.progress import ProgressBar
 from opifex.training.smoothers import (
@@ -39,7 +40,12 @@ from opifex.training.smoothers import (
 
 __all__ = ["CascadeTrainer", "LevelFlag"]
 
-STRATEGIES = {"cascade": cascade}
+STRATEGIES: dict[str, Strategy] = {
+    "cascade": Cascade(),
+    "v-cycle": VCycle(),
+    "w-cycle": WCycle(),
+    "full-multigrid": FullMultigrid(),
+}
 
 LevelData = tuple[Any, ...] | list[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
 
@@ -218,7 +224,7 @@ class CascadeTrainer:
         epochs: Sequence[int] | None = None,
         batch_size: int | None = None,
         key: PRNGKeyArray | None = None,
-        strategy: str = "cascade",
+        strategy: str | Strategy = "cascade",
         smoothers: Sequence[Any] | None = None,
         advance: AdvanceRule | None = None,
         evaluate: Metrics | None = None,
@@ -241,7 +247,9 @@ class CascadeTrainer:
             batch_size: samples per step, drawn in a fresh random order each epoch. ``None`` uses
                 all data at every step, so that an epoch is one step.
             key: random key for shuffling and for the loss; the default is ``jax.random.key(0)``.
-            strategy: order of the levels: ``"cascade"``.
+            strategy: order of the levels: ``"cascade"``, ``"v-cycle"``, ``"w-cycle"``,
+                ``"full-multigrid"``, or a `Strategy` such as ``VCycle(cycles=10)``. Cycles take
+                all data at every step and Optax smoothers only.
             smoothers: one per level, instead of ``optimizer``: Optax transformations or
                 least-squares solvers. State is carried to the next level where its structure is
                 the same, and starts afresh where it is not.
@@ -262,7 +270,9 @@ class CascadeTrainer:
             ValueError: if a value is out of range.
             NonFiniteLossError: if training diverges; the trainer then holds the last good state.
         """
-        check_choice("strategy", strategy, list(STRATEGIES))
+        order = _as_strategy(strategy)
+        if order.tilted:
+            _check_for_cycles(batch_size, advance)
         for name, optional in (("loss_fn", loss_fn), ("evaluate", evaluate)):
             if optional is not None:
                 check_callable(name, optional)
@@ -302,11 +312,12 @@ class CascadeTrainer:
             callbacks=[*callbacks, bar.update] if bar else callbacks,
             compile_ahead=compile_ahead,
             history=self.history,
+            tilted=order.tilted,
         )
         try:
             if bar:
                 bar.start()
-            STRATEGIES[strategy](run)
+            order(run)
         finally:
             if bar:
                 bar.stop()
@@ -374,6 +385,27 @@ class CascadeTrainer:
                 return initial_state(chosen[level + 1], fine)
 
         return chosen, initial_state(chosen[self._level], self.model), move_or_restart
+
+
+def _as_strategy(strategy: Any) -> Strategy:
+    if isinstance(strategy, str):
+        return STRATEGIES[check_choice("strategy", strategy, list(STRATEGIES))]
+    if callable(strategy) and hasattr(strategy, "tilted"):
+        return strategy
+    raise TypeError(
+        f"strategy must be one of {list(STRATEGIES)} or a Strategy, got {strategy!r} of type "
+        f"{type(strategy).__name__}"
+    )
+
+
+def _check_for_cycles(batch_size: int | None, advance: Any) -> None:
+    if batch_size is not None:
+        raise ValueError(
+            f"batch_size must be None with cycles, got {batch_size}: the levels' objectives agree "
+            "to first order on the same data only"
+        )
+    if advance is not None:
+        raise ValueError("advance must be None with cycles, which fix the order of the levels")
 
 
 def _check_key(key: Any) -> None:

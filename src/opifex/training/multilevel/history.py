@@ -59,6 +59,7 @@ class _Segment:
     steps_per_epoch: int
     losses: np.ndarray
     seconds: float
+    extra: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -79,6 +80,7 @@ class History:
         default_factory=list, repr=False
     )
     _transitions: list[tuple[int, int, int]] = field(default_factory=list, repr=False)
+    _extra: list[tuple[int, float]] = field(default_factory=list, repr=False)
 
     # -- recording ---------------------------------------------------------------------------
 
@@ -95,8 +97,26 @@ class History:
         """Append the losses of consecutive steps on one level."""
         if len(losses):
             self._segments.append(
-                _Segment(level, cycle, first_epoch, steps_per_epoch, np.asarray(losses), seconds)
+                _Segment(
+                    level,
+                    cycle,
+                    first_epoch,
+                    steps_per_epoch,
+                    np.asarray(losses),
+                    seconds,
+                    tuple(self._extra),
+                )
             )
+            self._extra.clear()
+
+    def record_extra_work(self, level: int, steps: float) -> None:
+        """Charge work beside the steps (gradients for transfers, line searches) to the next step.
+
+        Args:
+            level: level on which it was done.
+            steps: its cost in steps of that level.
+        """
+        self._extra.append((level, steps))
 
     def record_evaluation(
         self, level: int, epoch: float, metrics: dict[str, float], *, cycle: int = 0
@@ -139,9 +159,13 @@ class History:
         return self._work_until(self.num_steps)
 
     def _work_per_step(self) -> np.ndarray:
-        pieces = [
-            np.full(len(s.losses), self.step_work.get(s.level, np.nan)) for s in self._segments
-        ]
+        pieces = []
+        for segment in self._segments:
+            piece = np.full(len(segment.losses), self.step_work.get(segment.level, np.nan))
+            piece[0] += sum(
+                steps * self.step_work.get(level, 0.0) for level, steps in segment.extra
+            )
+            pieces.append(piece)
         return np.concatenate(pieces) if pieces else np.zeros(0)
 
     def _work_until(self, step: int) -> float:

@@ -23,7 +23,7 @@ from opifex.training.loop import CompiledLoop, LoopState
 from opifex.training.multilevel.advance import AdvanceRule, LevelProgress
 from opifex.training.multilevel.history import History
 from opifex.training.objective import Objective
-from opifex.training.smoothers import Smoother
+from opifex.training.smoothers import Smoother, initial_state
 
 Callback = Callable[[LevelProgress], Any]
 """Called between compiled stretches; a true return value ends the run."""
@@ -59,6 +59,7 @@ class MultilevelRun:
         callbacks: called at each look.
         compile_ahead: compile the next level in a thread while the present one trains.
         history: record to append to.
+        tilted: give every level's objective a linear term, zero at first; see `set_tilt`.
     """
 
     def __init__(
@@ -82,10 +83,13 @@ class MultilevelRun:
         callbacks: Sequence[Callback],
         compile_ahead: bool,
         history: History,
+        tilted: bool = False,
     ) -> None:
         self.models = list(models)
         self.level = level
-        self.smoother_state = smoother_state
+        self.first_level = level
+        self._smoothers = tuple(smoothers)
+        self._states: dict[int, Any] = {level: smoother_state}
         self.epochs = tuple(epochs)
         self.history = history
         self.cycle = 0
@@ -105,7 +109,10 @@ class MultilevelRun:
         for index, (model, smoother, arrays) in enumerate(
             zip(self.models, smoothers, data, strict=True)
         ):
-            objective = Objective(nnx.graphdef(model), loss_fn, terms)
+            objective = Objective(nnx.graphdef(model), loss_fn, terms, tilted=tilted)
+            if tilted:
+                zero = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+                arrays = (zero, *arrays)
             loop = CompiledLoop(objective, smoother, arrays, batch_size=batch_size, capacity=1)
             loop.capacity = self._looks[index] * loop.steps_per_epoch
             self._loops.append(loop)
@@ -165,6 +172,32 @@ class MultilevelRun:
         """Compile the program of a level now, or ahead in a thread if that is enabled."""
         self._loops[level].compile(self._abstract_state(level), self._executor)
 
+    @property
+    def smoother_state(self) -> Any:
+        """State of the present level's smoother; a fresh one on the first visit of a level."""
+        if self.level not in self._states:
+            self._states[self.level] = initial_state(self._smoothers[self.level], self.model)
+        return self._states[self.level]
+
+    @smoother_state.setter
+    def smoother_state(self, state: Any) -> None:
+        self._states[self.level] = state
+
+    @property
+    def objective(self) -> Objective:
+        """What the present level minimises."""
+        return self._loops[self.level].objective
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """The present level's data, the tilt first if objectives are tilted."""
+        return self._loops[self.level].data
+
+    def set_tilt(self, tilt: Any) -> None:
+        """Replace the linear term of the present level's objective; compiled programs stay."""
+        loop = self._loops[self.level]
+        loop.data = (tilt, *loop.data[1:])
+
     # -- moves -------------------------------------------------------------------------------
 
     def smooth(self, epochs: int | None = None) -> None:
@@ -216,13 +249,21 @@ class MultilevelRun:
         clock = time.perf_counter()
         coarse, fine = self.models[self.level], self.models[self.level + 1]
         new = self._prolongate(coarse, fine)
-        self.smoother_state = self._move_smoother_state(
-            self.level, self.smoother_state, coarse, new
-        )
-        self.models[self.level + 1] = new
-        self.level += 1
-        self.history.record_transition(self.level - 1, self.level)
+        state = self._move_smoother_state(self.level, self.smoother_state, coarse, new)
+        self.move_to(self.level + 1, new)
+        self.smoother_state = state
         self.history.transfer_seconds += time.perf_counter() - clock
+
+    def move_to(self, level: int, model: nnx.Module | None = None) -> None:
+        """Make another level the present one, with a new model if one is given.
+
+        The smoother's state of that level is the one it was left with.
+        """
+        if model is not None:
+            self.models[level] = model
+        if level != self.level:
+            self.history.record_transition(self.level, level)
+        self.level = level
 
     def evaluate(self, epoch: float = 0.0) -> dict[str, float]:
         """Compute and record the metrics of the present model; empty without a metric."""
