@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,7 +50,12 @@ def laplace(u, x):
     return jnp.trace(jax.hessian(lambda y: u(y)[0])(x)) + jnp.sin(x[0]) * x[1]
 
 
-TERMS = (ResidualTerm("interior", laplace), ResidualTerm("edge", lambda u, x: u(x)[0], 10.0))
+def transport(u, x):
+    value, slope = jax.jvp(lambda y: u(y)[0], (x,), (jnp.ones_like(x),))
+    return slope * value - x[0]
+
+
+TERMS = (ResidualTerm("interior", transport), ResidualTerm("edge", lambda u, x: u(x)[0], 10.0))
 
 
 def cloud(seed: int, count: int):
@@ -99,7 +105,8 @@ def test_jacobian_is_that_of_the_residual_vector():
     with jax.enable_x64(True):
         bind, params = network(0, output_dim=2)
         vector_term = ResidualTerm("vector", lambda u, x: u(x) ** 2 - x, 3.0)
-        terms, points = (*TERMS, vector_term), (cloud(0, 6), cloud(1, 3), cloud(2, 4))
+        terms = (ResidualTerm("interior", laplace), TERMS[1], vector_term)
+        points = (cloud(0, 6), cloud(1, 3), cloud(2, 4))
         problem = FlatResiduals(terms, bind, params, points)
         residuals, jacobian = jax.jit(problem.linearize)(problem.start)
 
@@ -188,6 +195,52 @@ def test_nan_candidates_are_not_taken():
         np.testing.assert_allclose(params[0], np.exp(-5.0), rtol=1e-8)
 
 
+@pytest.mark.parametrize("geodesic", [False, True])
+def test_steps_do_not_depend_on_the_scale_of_the_loss(geodesic):
+    with jax.enable_x64(True):
+        bind, params = network(1)
+        points = (cloud(0, 60), cloud(1, 8))
+        solver = LevenbergMarquardt(geodesic_acceleration=geodesic)
+        scaled = tuple(ResidualTerm(t.name, t.residual, 1e6 * t.weight) for t in TERMS)
+        ends = []
+        for terms in (TERMS, scaled):
+            new, state, _ = jax.jit(
+                lambda p, terms=terms: solver.step(terms, bind, p, solver.init(p), points)
+            )(params)
+            ends.append((jax.flatten_util.ravel_pytree(new)[0], state.damping))
+        np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-12)
+
+
+def test_short_steps_are_tried():
+    with jax.enable_x64(True):
+        # The Newton step for arctan from w = 2 overshoots to -3.5; damping is excluded here.
+        term = ResidualTerm("arctan", lambda u, x: jnp.arctan(u(x)[0]))
+        params = jnp.asarray([2.0])
+        for lengths, moved in (((1.0,), False), ((1.0, 0.5), True)):
+            solver = LevenbergMarquardt(
+                initial_damping=1e-14,
+                damping_factors=(1.0, 1.1),
+                step_lengths=lengths,
+                geodesic_acceleration=False,
+            )
+            new, _, _ = solver.step(
+                (term,), bind_vector, params, solver.init(params), (jnp.zeros((1, 1)),)
+            )
+            assert (float(new[0]) != 2.0) == moved
+        np.testing.assert_allclose(new[0], 2.0 - 0.5 * 5.0 * np.arctan(2.0), rtol=1e-10)
+
+
+def test_dampings_stay_above_the_machine_precision():
+    with jax.enable_x64(True):
+        bind, params = network(3)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    points = (cloud(0, 40).astype(jnp.float32), cloud(1, 8).astype(jnp.float32))
+    solver = LevenbergMarquardt(initial_damping=1e-12, damping_factors=(0.1, 1.0, 1.5))
+    _, state, _ = jax.jit(lambda p: solver.step(TERMS, bind, p, solver.init(p), points))(params)
+    assert state.damping >= jnp.finfo(jnp.float32).eps
+
+
 def test_state_does_not_depend_on_the_number_of_parameters():
     with jax.enable_x64(True):
         solver = LevenbergMarquardt()
@@ -229,7 +282,10 @@ def test_acceleration_reduces_the_error_of_the_step():
         errors = []
         for geodesic in (False, True):
             solver = LevenbergMarquardt(
-                initial_damping=1e-10, damping_factors=(1.0, 1.1), geodesic_acceleration=geodesic
+                initial_damping=1e-10,
+                damping_factors=(1.0, 1.1),
+                step_lengths=(1.0,),
+                geodesic_acceleration=geodesic,
             )
             new, _, _ = solver.step(
                 (term,), bind_vector, params, solver.init(params), (jnp.zeros((1, 1)),)
@@ -251,7 +307,8 @@ def test_acceleration_reduces_the_error_of_the_step():
         ({"max_damping": float("inf")}, ValueError, "max_damping"),
         ({"min_damping": 1.0, "max_damping": 0.1}, ValueError, "max_damping"),
         ({"geodesic_acceleration": 1}, TypeError, "geodesic_acceleration"),
-        ({"acceleration_limit": 0.0}, ValueError, "acceleration_limit"),
+        ({"step_lengths": ()}, ValueError, "step_lengths"),
+        ({"step_lengths": (1.0, -0.5)}, ValueError, r"step_lengths\[1\]"),
     ],
 )
 def test_bad_settings_are_named(settings_, error, name):

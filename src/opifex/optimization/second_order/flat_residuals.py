@@ -89,6 +89,16 @@ class FlatResiduals:
         """The sum of squares of the residuals, which is the loss."""
         return jnp.sum(self.residuals(flat) ** 2)
 
+    def second_derivative(
+        self, flat: Float[Array, " n"], direction: Float[Array, " n"]
+    ) -> Float[Array, " m"]:
+        """The second derivative of all residuals along a direction."""
+
+        def slope(flat: Array) -> Array:
+            return jax.jvp(self.residuals, (flat,), (direction,))[1]
+
+        return jax.jvp(slope, (flat,), (direction,))[1]
+
     def linearize(self, flat: Float[Array, " n"]) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
         """Residuals and their dense Jacobian.
 
