@@ -57,6 +57,12 @@ def transport(u, x):
 
 TERMS = (ResidualTerm("interior", transport), ResidualTerm("edge", lambda u, x: u(x)[0], 10.0))
 
+# Can be met by a network, and compiles fast.
+FIT = tuple(
+    ResidualTerm(name, lambda u, x: u(x)[0] - jnp.sin(3.0 * x[0]) * x[1], weight)
+    for name, weight in (("many points", 1.0), ("few points", 10.0))
+)
+
 
 def cloud(seed: int, count: int):
     return jnp.asarray(np.random.default_rng(seed).uniform(size=(count, 2)))
@@ -155,10 +161,10 @@ def compiled_steps(geodesic: bool):
 @given(
     seed=st.integers(0, 100),
     damping=st.sampled_from([1e-12, 1e-4, 1e2]),
-    interior=st.sampled_from([10, 80]),
-    geodesic=st.booleans(),
+    shape=st.sampled_from([(10, False), (80, True)]),  # dual and primal, straight and curved
 )
-def test_loss_never_increases_and_is_that_of_the_old_parameters(seed, damping, interior, geodesic):
+def test_loss_never_increases_and_is_that_of_the_old_parameters(seed, damping, shape):
+    interior, geodesic = shape
     with jax.enable_x64(True):
         _, params = network(seed)
         points = (cloud(seed, interior), cloud(seed + 1, 8))
@@ -195,15 +201,14 @@ def test_nan_candidates_are_not_taken():
         np.testing.assert_allclose(params[0], np.exp(-5.0), rtol=1e-8)
 
 
-@pytest.mark.parametrize("geodesic", [False, True])
-def test_steps_do_not_depend_on_the_scale_of_the_loss(geodesic):
+def test_steps_do_not_depend_on_the_scale_of_the_loss():
     with jax.enable_x64(True):
         bind, params = network(1)
         points = (cloud(0, 60), cloud(1, 8))
-        solver = LevenbergMarquardt(geodesic_acceleration=geodesic)
-        scaled = tuple(ResidualTerm(t.name, t.residual, 1e6 * t.weight) for t in TERMS)
+        solver = LevenbergMarquardt()
+        scaled = tuple(ResidualTerm(t.name, t.residual, 1e6 * t.weight) for t in FIT)
         ends = []
-        for terms in (TERMS, scaled):
+        for terms in (FIT, scaled):
             new, state, _ = jax.jit(
                 lambda p, terms=terms: solver.step(terms, bind, p, solver.init(p), points)
             )(params)
@@ -237,7 +242,7 @@ def test_dampings_stay_above_the_machine_precision():
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     points = (cloud(0, 40).astype(jnp.float32), cloud(1, 8).astype(jnp.float32))
     solver = LevenbergMarquardt(initial_damping=1e-12, damping_factors=(0.1, 1.0, 1.5))
-    _, state, _ = jax.jit(lambda p: solver.step(TERMS, bind, p, solver.init(p), points))(params)
+    _, state, _ = jax.jit(lambda p: solver.step(FIT, bind, p, solver.init(p), points))(params)
     assert state.damping >= jnp.finfo(jnp.float32).eps
 
 
@@ -263,7 +268,7 @@ def test_steps_run_inside_scan_in_single_precision():
     solver = LevenbergMarquardt()
 
     def body(carry, _):
-        params, state, loss = solver.step(TERMS, bind, *carry, points)
+        params, state, loss = solver.step(FIT, bind, *carry, points)
         return (params, state), loss
 
     (new, state), losses = jax.jit(lambda p: jax.lax.scan(body, (p, solver.init(p)), length=20))(
