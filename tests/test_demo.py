@@ -19,7 +19,7 @@ def test_example_prints_a_table_and_draws_a_figure(tmp_path, capsys):
     results = example.main(quick=True, folder=str(tmp_path))
     printed = capsys.readouterr().out
     assert (tmp_path / "poisson_cascade.png").stat().st_size > 10_000
-    assert "Equal work" in printed
+    assert "Results" in printed
     for result in results:
         assert result.name.split()[0] in printed
         assert result.history.losses[-1] < result.history.losses[0]

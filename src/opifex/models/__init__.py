@@ -1,6 +1,16 @@
 """Networks: plain ``nnx.Module`` classes that know nothing of training."""
 
+from opifex.models.corrected import CorrectedModel, FrozenVariable, freeze
 from opifex.models.fno import FNO, FourierBlock, SpectralConv
 from opifex.models.mlp import MLP, HiddenLayer
 
-__all__ = ["FNO", "MLP", "FourierBlock", "HiddenLayer", "SpectralConv"]
+__all__ = [
+    "FNO",
+    "MLP",
+    "CorrectedModel",
+    "FourierBlock",
+    "FrozenVariable",
+    "HiddenLayer",
+    "SpectralConv",
+    "freeze",
+]

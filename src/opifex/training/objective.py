@@ -18,7 +18,10 @@ from opifex.core.residuals import PointFunction, ResidualTerm, mean_square_loss
 LossFunction = Callable[..., Any]
 """``loss_fn(model, *data)``, or ``loss_fn(model, *data, key=key)`` if it has such an argument."""
 
-__all__ = ["LossFunction", "Objective", "split_model", "value_and_gradient"]
+Embedding = Callable[[Any, Any], Any]
+"""``embed(block, params)``: parameters of a larger model with a block of them replaced."""
+
+__all__ = ["Embedding", "LossFunction", "Objective", "split_model", "value_and_gradient"]
 
 
 def split_model(model: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
@@ -37,10 +40,13 @@ class Objective:
         terms: residual terms, for smoothers that need residuals rather than a scalar.
         tilted: subtract $\langle v, x \rangle$ from the loss, where the tilt $v$, a tree like the
             parameters $x$, is the first entry of the data.
+        embed: the parameters are a block of a larger model, whose structure is ``structure``:
+            ``embed(block, params)`` puts them into its parameters. The first entry of the data is
+            then the pair of its parameters and its other variables, which stay as they are.
 
     Raises:
         TypeError: if ``loss_fn`` is not callable, or ``terms`` is not a sequence of `ResidualTerm`.
-        ValueError: if there is neither a loss nor a term.
+        ValueError: if there is neither a loss nor a term, or both ``tilted`` and ``embed`` are given.
     """
 
     def __init__(
@@ -50,7 +56,10 @@ class Objective:
         terms: Sequence[ResidualTerm] | None = None,
         *,
         tilted: bool = False,
+        embed: Embedding | None = None,
     ) -> None:
+        if tilted and embed is not None:
+            raise ValueError("embed must be None where tilted=True: a block needs no tilt")
         if loss_fn is None and not terms:
             raise ValueError("loss_fn must be given, or terms must not be empty")
         if terms is not None:
@@ -63,6 +72,7 @@ class Objective:
         self.structure = structure
         self.terms = tuple(terms or ())
         self.tilted = tilted
+        self.embed = embed
         self._loss_fn = loss_fn
         self._takes_key = loss_fn is not None and _has_key_argument(loss_fn)
 
@@ -75,9 +85,8 @@ class Objective:
         self, params: Any, rest: Any, batch: tuple[Any, ...], key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Any]:
         """Loss, and the other variables after the evaluation (running statistics, say)."""
-        tilt, batch = (batch[0], batch[1:]) if self.tilted else (None, batch)
-        # Copies belong to the trace of this evaluation: the loss may update them (batch statistics).
-        model = nnx.merge(self.structure, params, rest, copy=True)
+        tilt = batch[0] if self.tilted else None
+        model, batch = self._model(params, rest, batch)
         if self._loss_fn is None:
             value = mean_square_loss(self.terms, model, *batch)
         elif self._takes_key:
@@ -88,7 +97,18 @@ class Objective:
             raise ValueError(f"loss_fn must return a scalar, got shape {jnp.shape(value)}")
         if tilt is not None:
             value = value - optax.tree.vdot(tilt, params)
-        return value, nnx.state(model, nnx.Not(nnx.Param))
+        return value, rest if self.embed is not None else nnx.state(model, nnx.Not(nnx.Param))
+
+    def _model(
+        self, params: Any, rest: Any, batch: tuple[Any, ...]
+    ) -> tuple[nnx.Module, tuple[Any, ...]]:
+        """The model to evaluate, and the data without what belongs to the objective."""
+        if self.embed is not None:
+            whole, rest = batch[0]
+            params = self.embed(params, whole)
+        # Copies belong to the trace of this evaluation: the loss may update them (batch statistics).
+        model = nnx.merge(self.structure, params, rest, copy=True)
+        return model, batch[1:] if self.tilted or self.embed is not None else batch
 
     def value(
         self, params: Any, rest: Any, batch: tuple[Any, ...], key: PRNGKeyArray | None = None
@@ -96,9 +116,12 @@ class Objective:
         """The loss alone."""
         return self.loss(params, rest, batch, key)[0]
 
-    def bind(self, rest: Any) -> Callable[[Any], PointFunction]:
-        """The map from parameters to the model, as least-squares solvers want it."""
-        return lambda params: nnx.merge(self.structure, params, rest)
+    def bind(
+        self, rest: Any, batch: tuple[Any, ...]
+    ) -> tuple[Callable[[Any], PointFunction], tuple[Any, ...]]:
+        """The map from parameters to the model, and the points, as least-squares solvers want them."""
+        points = batch if self.embed is None else batch[1:]
+        return (lambda params: self._model(params, rest, batch)[0]), points
 
 
 def _has_key_argument(function: Callable[..., Any]) -> bool:

@@ -112,7 +112,8 @@ class LeastSquaresSmoother:
         if objective.tilted:
             raise ValueError(
                 f"{type(self.solver).__name__} minimises sums of squares, but cycles add a linear "
-                "term to the objectives of coarse levels: smoothers must be Optax transformations"
+                "term to the objectives of coarse levels: smoothers must be Optax transformations, "
+                'or the cycle must have coarse="block"'
             )
         if not objective.terms:
             raise ValueError(
@@ -130,9 +131,8 @@ class LeastSquaresSmoother:
         key: PRNGKeyArray | None,
     ) -> tuple[Any, Any, Any, Float[Array, ""]]:
         """One step; variables that are not parameters stay as they are."""
-        params, state, value = self.solver.step(
-            objective.terms, objective.bind(rest), params, state, batch
-        )
+        bind, points = objective.bind(rest, batch)
+        params, state, value = self.solver.step(objective.terms, bind, params, state, points)
         return params, rest, state, value
 
 

@@ -15,17 +15,17 @@ from opifex.optimization.second_order import LevenbergMarquardt
 from opifex.training.multilevel import (
     CascadeTrainer,
     FullMultigrid,
+    NonFiniteLossError,
     PlateauAdvance,
     VCycle,
     WCycle,
+    prolongate_correction,
     prolongate_preserving,
     restrict,
+    restrict_gradient,
 )
-from opifex.training.multilevel.coherence import (
-    pad_with_zeros,
-    tilt_for_coherence,
-    truncate_tree,
-)
+from opifex.training.multilevel.coherence import tilt_for_coherence
+from opifex.training.multilevel.transfer import block_embedding
 from opifex.training.objective import Objective, split_model
 
 X = np.linspace(-1.0, 1.0, 24)[:, None]
@@ -57,9 +57,9 @@ PAIRS = {
 def test_truncation_is_the_transpose_and_left_inverse_of_padding(pair):
     coarse, fine = PAIRS[pair]()
     x, y = random_like(split_model(coarse)[1], 0), random_like(split_model(fine)[1], 1)
-    padded, truncated = pad_with_zeros(x, coarse, fine), truncate_tree(y, coarse, fine)
+    padded, truncated = prolongate_correction(x, coarse, fine), restrict_gradient(y, coarse, fine)
     np.testing.assert_allclose(optax.tree.vdot(padded, y), optax.tree.vdot(x, truncated), rtol=1e-5)
-    back = truncate_tree(padded, coarse, fine)
+    back = restrict_gradient(padded, coarse, fine)
     for found, wanted in zip(jax.tree.leaves(back), jax.tree.leaves(x), strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert float(optax.tree.norm(padded)) == pytest.approx(float(optax.tree.norm(x)), rel=1e-6)
@@ -73,12 +73,8 @@ def test_tilted_coarse_gradient_is_the_restricted_fine_gradient(scale):
         fine_objective = Objective(nnx.graphdef(fine), loss)
         coarse_objective = Objective(nnx.graphdef(coarse), loss, tilted=True)
         _, params, rest = split_model(fine)
-        wanted = jax.tree.map(
-            lambda leaf: scale * leaf,
-            truncate_tree(
-                jax.jit(jax.grad(fine_objective.value))(params, rest, (x,)), coarse, fine
-            ),
-        )
+        fine_gradient = jax.jit(jax.grad(fine_objective.value))(params, rest, (x,))
+        wanted = restrict_gradient(fine_gradient, coarse, fine, scale=scale)
         _, start, coarse_rest = split_model(restrict(fine, coarse))
         gradient = jax.jit(jax.grad(coarse_objective.value))
         zero = jax.tree.map(jnp.zeros_like, start)
@@ -104,8 +100,8 @@ def test_galerkin_identity_for_a_linear_model():
             return jax.jvp(jax.grad(value), (params,), (direction,))[1]
 
         direction = random_like(split_model(coarse)[1], 2)
-        fine_product = hessian_product(fine, data, pad_with_zeros(direction, coarse, fine))
-        found = truncate_tree(fine_product, coarse, fine)
+        fine_product = hessian_product(fine, data, prolongate_correction(direction, coarse, fine))
+        found = restrict_gradient(fine_product, coarse, fine)
         wanted = hessian_product(coarse, data[:, :3], direction)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12)
@@ -223,6 +219,87 @@ def test_wrong_arguments_of_fit_are_named(options, error, message):
         CascadeTrainer(networks()).fit(loss, (X,), **options)
 
 
+def test_gradient_over_a_block_is_the_restricted_gradient():
+    with jax.enable_x64(True):
+        coarse, fine = networks((3, 5), jnp.float64)
+        structure, params, rest = split_model(fine)
+        block = split_model(restrict(fine, coarse))[1]
+        objective = Objective(structure, loss, embed=block_embedding(coarse, fine))
+        found = jax.jit(jax.grad(objective.value))(block, {}, ((params, rest), jnp.asarray(X)))
+        whole = jax.jit(jax.grad(Objective(structure, loss).value))(params, rest, (X,))
+        wanted = restrict_gradient(whole, coarse, fine)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_an_objective_has_a_tilt_or_a_block_but_not_both():
+    with pytest.raises(ValueError, match="embed must be None"):
+        Objective(
+            nnx.graphdef(networks()[0]), loss, tilted=True, embed=lambda block, params: params
+        )
+
+
+def test_cycles_over_blocks_change_nothing_but_the_block(monkeypatch):
+    seen = []
+    original = VCycle._ascend
+
+    def spy(self, multilevel_run, evaluator, start):
+        level = multilevel_run.level
+        fine = multilevel_run.models[level + 1]
+        before = np.asarray(fine.hidden[0].dense.kernel[...])
+        metric_model = multilevel_run.whole_model()
+        original(self, multilevel_run, evaluator, start)
+        width = multilevel_run.models[level].hidden_dims[0]
+        seen.append(level)
+        assert metric_model.hidden_dims == (8,)
+        after = np.asarray(fine.hidden[0].dense.kernel[...])
+        np.testing.assert_array_equal(after[:, width:], before[:, width:])
+        assert np.any(after[:, :width] != before[:, :width])
+
+    monkeypatch.setattr(VCycle, "_ascend", spy)
+    _, history = run(
+        VCycle(cycles=3, coarse="block"),
+        epochs=(30, 30, 30),
+        evaluate=lambda model: loss(model, jnp.asarray(X)),
+    )
+    assert seen == [0, 1] * 3
+    # Every level minimises the finest loss: smoothing never jumps to another objective.
+    table = history.table()
+    assert table["loss"][-1] < 0.5 * table["loss"][0]
+    last = {e.step: e.metrics["metric"] for e in history.evaluations}
+    for transition in history.transitions:
+        if 0 < transition.step and transition.to_level < transition.from_level:
+            np.testing.assert_allclose(
+                table["loss"][transition.step], last[transition.step], rtol=1e-5
+            )
+
+
+def test_least_squares_solvers_smooth_blocks():
+    term = ResidualTerm("fit", lambda u, x: u(x) - jnp.sin(3 * x))
+    with jax.enable_x64(True):
+        trainer = CascadeTrainer(networks(dtype=jnp.float64))
+        solvers = [LevenbergMarquardt(), LevenbergMarquardt(), optax.adam(1e-2)]
+        strategy = VCycle(cycles=2, coarse="block")
+        trainer.fit(
+            terms=[term], data=(X,), strategy=strategy, smoothers=solvers, epochs=(10, 10, 10)
+        )
+        assert float(loss(trainer.model, jnp.asarray(X))) < 1e-2
+
+
+@pytest.mark.parametrize("strategy", [VCycle(cycles=2), FullMultigrid(cycles=1)], ids=["v", "full"])
+def test_divergence_on_a_coarse_level_leaves_the_finer_model(strategy):
+    trainer = CascadeTrainer(networks())
+    wild = optax.chain(optax.sgd(1.0), optax.scale(1e30))
+    smoothers = [wild, optax.sgd(1e-2), optax.sgd(1e-2)]
+    if isinstance(strategy, FullMultigrid):  # its first solve must survive
+        smoothers[0] = optax.sgd(optax.piecewise_constant_schedule(1e-2, {6: 1e30}))
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.fit(loss, (X,), epochs=(12, 12, 12), strategy=strategy, smoothers=smoothers)
+    assert caught.value.level == 0
+    assert trainer.current_level == (1 if isinstance(strategy, FullMultigrid) else 2)
+    assert np.isfinite(float(loss(trainer.model, X)))
+
+
 def test_least_squares_solvers_are_refused():
     term = ResidualTerm("fit", lambda u, x: u(x) - jnp.sin(x))
     with pytest.raises(ValueError, match="smoothers must be Optax transformations"):
@@ -236,3 +313,15 @@ def test_least_squares_solvers_are_refused():
 def test_wrong_settings_are_named(kind, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         kind(**options)
+
+
+@pytest.mark.parametrize("kind", [VCycle, WCycle])
+def test_wrong_kind_of_coarse_level_is_named(kind):
+    with pytest.raises(ValueError, match="coarse must be one of"):
+        kind(coarse="galerkin")
+
+
+def test_wrong_scale_of_a_gradient_is_named():
+    coarse, fine = networks((3, 5))
+    with pytest.raises(ValueError, match="scale must be positive"):
+        restrict_gradient(split_model(fine)[1], coarse, fine, scale=0.0)

@@ -37,6 +37,11 @@ from opifex.training.multilevel.optimizer import (
     transfer_optimizer_state,
 )
 from opifex.training.multilevel.parameter_age import scale_by_parameter_age
+from opifex.training.multilevel.residual_correction import (
+    ResidualCorrection,
+    Stage,
+    fit_in_stages,
+)
 from opifex.training.multilevel.resolution import (
     ResolutionLevel,
     coarsest_grid,
@@ -47,10 +52,12 @@ from opifex.training.multilevel.resolution import (
 from opifex.training.multilevel.strategies import Cascade, Strategy
 from opifex.training.multilevel.transfer import (
     prolongate,
+    prolongate_correction,
     prolongate_fno_modes,
     prolongate_preserving,
     restrict,
     restrict_fno_modes,
+    restrict_gradient,
 )
 
 __all__ = [
@@ -75,10 +82,12 @@ __all__ = [
     "NonFiniteLossError",
     "OnTransition",
     "PlateauAdvance",
+    "ResidualCorrection",
     "ResidualSpectrumAdvance",
     "ResolutionLevel",
     "ScheduleAdvice",
     "SecondMomentStart",
+    "Stage",
     "Strategy",
     "Transition",
     "VCycle",
@@ -88,8 +97,10 @@ __all__ = [
     "create_depth_hierarchy",
     "create_fno_hierarchy",
     "create_network_hierarchy",
+    "fit_in_stages",
     "interpolate_field",
     "prolongate",
+    "prolongate_correction",
     "prolongate_fno_modes",
     "prolongate_preserving",
     "recommend_schedule",
@@ -98,6 +109,7 @@ __all__ = [
     "restrict",
     "restrict_field",
     "restrict_fno_modes",
+    "restrict_gradient",
     "scale_by_parameter_age",
     "transfer_optimizer_state",
 ]

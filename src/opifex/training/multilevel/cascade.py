@@ -26,6 +26,7 @@ from opifex.training.multilevel.optimizer import (
     MultilevelOptimizer,
     transfer_optimizer_state,
 )
+from opifex.training.multilevel.residual_correction import ResidualCorrection
 from opifex.training.multilevel.run import Callback, Metrics, MultilevelRun
 from opifex.training.multilevel.strategies import Cascade, Strategy
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
@@ -45,6 +46,7 @@ STRATEGIES: dict[str, Strategy] = {
     "v-cycle": VCycle(),
     "w-cycle": WCycle(),
     "full-multigrid": FullMultigrid(),
+    "residual-correction": ResidualCorrection(),
 }
 
 LevelData = tuple[Any, ...] | list[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
@@ -248,8 +250,9 @@ class CascadeTrainer:
                 all data at every step, so that an epoch is one step.
             key: random key for shuffling and for the loss; the default is ``jax.random.key(0)``.
             strategy: order of the levels: ``"cascade"``, ``"v-cycle"``, ``"w-cycle"``,
-                ``"full-multigrid"``, or a `Strategy` such as ``VCycle(cycles=10)``. Cycles take
-                all data at every step and Optax smoothers only.
+                ``"full-multigrid"``, ``"residual-correction"``, or a `Strategy` such as
+                ``VCycle(cycles=10)``. Cycles take all data at every step, and Optax smoothers only
+                unless they are cycles over blocks.
             smoothers: one per level, instead of ``optimizer``: Optax transformations or
                 least-squares solvers. State is carried to the next level where its structure is
                 the same, and starts afresh where it is not.
@@ -271,7 +274,7 @@ class CascadeTrainer:
             NonFiniteLossError: if training diverges; the trainer then holds the last good state.
         """
         order = _as_strategy(strategy)
-        if order.tilted:
+        if order.coarse_objective != "own":
             _check_for_cycles(batch_size, advance)
         for name, optional in (("loss_fn", loss_fn), ("evaluate", evaluate)):
             if optional is not None:
@@ -294,7 +297,7 @@ class CascadeTrainer:
         chosen, state, move = self._choose_smoothers(smoothers)
         bar = ProgressBar(self.num_levels) if progress else None
         run = MultilevelRun(
-            models=self._models,
+            models=order.prepare(self._models, self._level),
             level=self._level,
             smoothers=chosen,
             smoother_state=state,
@@ -312,7 +315,7 @@ class CascadeTrainer:
             callbacks=[*callbacks, bar.update] if bar else callbacks,
             compile_ahead=compile_ahead,
             history=self.history,
-            tilted=order.tilted,
+            coarse_objective=order.coarse_objective,
         )
         try:
             if bar:
@@ -390,7 +393,7 @@ class CascadeTrainer:
 def _as_strategy(strategy: Any) -> Strategy:
     if isinstance(strategy, str):
         return STRATEGIES[check_choice("strategy", strategy, list(STRATEGIES))]
-    if callable(strategy) and hasattr(strategy, "tilted"):
+    if callable(strategy) and all(hasattr(strategy, n) for n in ("coarse_objective", "prepare")):
         return strategy
     raise TypeError(
         f"strategy must be one of {list(STRATEGIES)} or a Strategy, got {strategy!r} of type "

@@ -12,22 +12,24 @@ epochs, plus two gradients and a few loss evaluations per correction, which are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from opifex.core.checks import check_positive, check_positive_int
-from opifex.training.multilevel.coherence import (
-    pad_with_zeros,
-    tilt_for_coherence,
-    truncate_tree,
+from opifex.core.checks import check_choice, check_positive, check_positive_int
+from opifex.training.errors import NonFiniteLossError
+from opifex.training.multilevel.coherence import tilt_for_coherence
+from opifex.training.multilevel.run import CoarseObjective, MultilevelRun
+from opifex.training.multilevel.transfer import (
+    prolongate_correction,
+    restrict,
+    restrict_gradient,
 )
-from opifex.training.multilevel.run import MultilevelRun
-from opifex.training.multilevel.transfer import restrict
 from opifex.training.objective import Objective, split_model
 
 __all__ = ["FullMultigrid", "VCycle", "WCycle"]
@@ -76,9 +78,13 @@ class _Cycle:
         check_positive_int("max_halvings", self.max_halvings)
 
     @property
-    def tilted(self) -> bool:
-        """Coarse objectives carry a linear term."""
-        return True
+    def coarse_objective(self) -> CoarseObjective:
+        """Coarse levels minimise their own losses with a linear term."""
+        return "tilted"
+
+    def prepare(self, models: Sequence[nnx.Module], level: int) -> list[nnx.Module]:
+        """The models as they are."""
+        return list(models)
 
     @property
     def visits(self) -> int:
@@ -89,7 +95,18 @@ class _Cycle:
         """Epochs of a level in one cycle in which it takes part."""
         return run.epochs[level] / self.cycles
 
-    def _cycle(self, run: MultilevelRun, evaluator: _Evaluator, top: int) -> None:
+    def _cycle(self, run: MultilevelRun, evaluator: _Evaluator) -> None:
+        """One cycle from the present level; if a level diverges, the last good state on top stays."""
+        top = run.level
+        try:
+            self._visit(run, evaluator, top)
+        except NonFiniteLossError:
+            # A level's own model is of no use in the middle of a cycle: its loss is not the user's.
+            if run.level != top:
+                run.move_to(top)
+            raise
+
+    def _visit(self, run: MultilevelRun, evaluator: _Evaluator, top: int) -> None:
         level = run.level
         share = round(self._epochs_per_cycle(run, level) / self.visits ** (top - level))
         if level == 0:
@@ -101,7 +118,7 @@ class _Cycle:
             return
         start = self._descend(run, evaluator)
         for _ in range(self.visits):
-            self._cycle(run, evaluator, top)
+            self._visit(run, evaluator, top)
             if run.stopped:
                 break
         self._ascend(run, evaluator, start)
@@ -110,12 +127,16 @@ class _Cycle:
 
     def _descend(self, run: MultilevelRun, evaluator: _Evaluator) -> Any:
         """Go to the next coarser level with a coherent objective; returns the restricted point."""
-        fine, coarse_level = run.model, run.level - 1
-        restricted = jax.tree.map(
-            lambda leaf: self.gradient_scale * leaf,
-            truncate_tree(evaluator.gradient(run), run.models[coarse_level], fine),
+        fine, coarse = run.model, run.models[run.level - 1]
+        if self.coarse_objective == "block":
+            whole = run.whole_model()
+            run.move_to(run.level - 1, restrict(fine, coarse))
+            run.set_whole(whole)
+            return jax.tree.map(jnp.copy, split_model(run.model)[1])
+        restricted = restrict_gradient(
+            evaluator.gradient(run), coarse, fine, scale=self.gradient_scale
         )
-        run.move_to(coarse_level, restrict(fine, run.models[coarse_level]))
+        run.move_to(run.level - 1, restrict(fine, coarse))
         start = jax.tree.map(jnp.copy, split_model(run.model)[1])
         run.set_tilt(jax.tree.map(jnp.zeros_like, start))
         run.set_tilt(tilt_for_coherence(evaluator.gradient(run), restricted))
@@ -125,9 +146,10 @@ class _Cycle:
         """Go back up and take the correction as far as it lowers the finer objective."""
         coarse = run.model
         difference = jax.tree.map(jnp.subtract, split_model(coarse)[1], start)
-        run.set_tilt(jax.tree.map(jnp.zeros_like, start))
+        if self.coarse_objective == "tilted":
+            run.set_tilt(jax.tree.map(jnp.zeros_like, start))
         run.move_to(run.level + 1)
-        correction = pad_with_zeros(difference, coarse, run.model)
+        correction = prolongate_correction(difference, coarse, run.model)
         params = split_model(run.model)[1]
         before = evaluator.loss(run, params)
         length = 1.0
@@ -146,7 +168,7 @@ class _Cycle:
         evaluator = _Evaluator()
         for number in range(self.cycles):
             run.cycle = number
-            self._cycle(run, evaluator, run.finest)
+            self._cycle(run, evaluator)
             if run.stopped:
                 return
 
@@ -160,15 +182,31 @@ class VCycle(_Cycle):
         gradient_scale: $c$ in $c\, P^T$, the restriction of gradients.
         max_halvings: trial step lengths 1, 1/2, ... of a correction; if none lowers the finer
             objective, the correction is dropped.
+        coarse: ``"network"`` lets a coarse level minimise the loss of its own, smaller network with
+            the linear term that makes it coherent. ``"block"`` lets it minimise the finest loss over
+            those of the finest parameters that it has too, all others fixed (Gratton, Mercier,
+            Riccietti and Toint, arXiv:2305.14477): coherent without a linear term, so that
+            least-squares solvers smooth it too, but each step evaluates the finest network.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is not positive, or ``coarse`` is neither of the two.
         TypeError: if a number has the wrong type.
     """
 
+    coarse: Literal["network", "block"] = "network"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("coarse", self.coarse, ["network", "block"])
+
+    @property
+    def coarse_objective(self) -> CoarseObjective:
+        """The coarse network's loss with a linear term, or the finest loss over a block."""
+        return "block" if self.coarse == "block" else "tilted"
+
 
 @dataclass(frozen=True)
-class WCycle(_Cycle):
+class WCycle(VCycle):
     """Every level visits the next coarser one twice. Attributes and errors are those of `VCycle`."""
 
     @property
@@ -204,6 +242,6 @@ class FullMultigrid(_Cycle):
             run.evaluate()
             for _ in range(self.cycles):
                 run.cycle += 1
-                self._cycle(run, evaluator, run.level)
+                self._cycle(run, evaluator)
                 if run.stopped:
                     return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ from opifex.training.errors import NonFiniteLossError
 from opifex.training.loop import CompiledLoop, LoopState
 from opifex.training.multilevel.advance import AdvanceRule, LevelProgress
 from opifex.training.multilevel.history import History
-from opifex.training.objective import Objective
+from opifex.training.multilevel.transfer import block_embedding
+from opifex.training.objective import Objective, split_model
 from opifex.training.smoothers import Smoother, initial_state
 
 Callback = Callable[[LevelProgress], Any]
@@ -34,7 +35,11 @@ Metrics = Callable[[Any], Any]
 MoveSmootherState = Callable[[int, Any, nnx.Module, nnx.Module], Any]
 """``move(level, state, coarse_model, fine_model)``: smoother state for level ``level + 1``."""
 
-__all__ = ["Callback", "Metrics", "MoveSmootherState", "MultilevelRun"]
+CoarseObjective = Literal["own", "tilted", "block"]
+"""What coarse levels minimise: their own loss; their own loss with a linear term; or the finest
+level's loss as a function of those of its parameters that they have too."""
+
+__all__ = ["Callback", "CoarseObjective", "Metrics", "MoveSmootherState", "MultilevelRun"]
 
 
 class MultilevelRun:
@@ -59,7 +64,7 @@ class MultilevelRun:
         callbacks: called at each look.
         compile_ahead: compile the next level in a thread while the present one trains.
         history: record to append to.
-        tilted: give every level's objective a linear term, zero at first; see `set_tilt`.
+        coarse_objective: what coarse levels minimise; see `set_tilt` and `set_whole`.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class MultilevelRun:
         callbacks: Sequence[Callback],
         compile_ahead: bool,
         history: History,
-        tilted: bool = False,
+        coarse_objective: CoarseObjective = "own",
     ) -> None:
         self.models = list(models)
         self.level = level
@@ -109,10 +114,17 @@ class MultilevelRun:
         for index, (model, smoother, arrays) in enumerate(
             zip(self.models, smoothers, data, strict=True)
         ):
-            objective = Objective(nnx.graphdef(model), loss_fn, terms, tilted=tilted)
-            if tilted:
-                zero = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
-                arrays = (zero, *arrays)
+            if coarse_objective == "block" and index < self.finest:
+                whole, *variables = split_model(self.models[-1])
+                embed = block_embedding(model, self.models[-1])
+                objective = Objective(whole, loss_fn, terms, embed=embed)
+                arrays = (tuple(variables), *arrays)
+            else:
+                tilted = coarse_objective == "tilted"
+                objective = Objective(nnx.graphdef(model), loss_fn, terms, tilted=tilted)
+                if tilted:
+                    zero = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+                    arrays = (zero, *arrays)
             loop = CompiledLoop(objective, smoother, arrays, batch_size=batch_size, capacity=1)
             loop.capacity = self._looks[index] * loop.steps_per_epoch
             self._loops.append(loop)
@@ -190,13 +202,27 @@ class MultilevelRun:
 
     @property
     def data(self) -> tuple[Any, ...]:
-        """The present level's data, the tilt first if objectives are tilted."""
+        """The present level's data, first the tilt or the whole model's variables if it has them."""
         return self._loops[self.level].data
 
     def set_tilt(self, tilt: Any) -> None:
         """Replace the linear term of the present level's objective; compiled programs stay."""
         loop = self._loops[self.level]
         loop.data = (tilt, *loop.data[1:])
+
+    def set_whole(self, model: nnx.Module) -> None:
+        """Replace the finest model around the present level's block; compiled programs stay."""
+        loop = self._loops[self.level]
+        loop.data = (tuple(split_model(model)[1:]), *loop.data[1:])
+
+    def whole_model(self) -> nnx.Module:
+        """What the present objective evaluates: the level's model, or the finest with its block."""
+        embed = self.objective.embed
+        if embed is None:
+            return self.model
+        params, rest = self.data[0]
+        block = split_model(self.model)[1]
+        return nnx.merge(self.objective.structure, embed(block, params), rest, copy=True)
 
     # -- moves -------------------------------------------------------------------------------
 
@@ -269,7 +295,7 @@ class MultilevelRun:
         """Compute and record the metrics of the present model; empty without a metric."""
         if self._evaluate is None:
             return {}
-        structure, variables = nnx.split(self.model)
+        structure, variables = nnx.split(self.whole_model())
         if self.level not in self._metric_programs:
             metric = self._evaluate
             self._metric_programs[self.level] = jax.jit(
@@ -319,7 +345,7 @@ class MultilevelRun:
             losses=losses,
             steps_per_epoch=self._loops[self.level].steps_per_epoch,
             metrics=self._metrics,
-            get_model=lambda: nnx.clone(self.model),
+            get_model=lambda: nnx.clone(self.whole_model()),
             step_work=self.step_work,
         )
         for callback in self._callbacks:

@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from opifex.core.checks import check_positive
 from opifex.models import SpectralConv
 from opifex.training.multilevel.axes import Axis, lookup_axes
 
@@ -35,12 +36,15 @@ Path = tuple[Any, ...]
 __all__ = [
     "Placement",
     "Transfer",
+    "block_embedding",
     "plan_transfer",
     "prolongate",
+    "prolongate_correction",
     "prolongate_fno_modes",
     "prolongate_preserving",
     "restrict",
     "restrict_fno_modes",
+    "restrict_gradient",
 ]
 
 
@@ -314,6 +318,87 @@ def prolongate_preserving(coarse_model: ModelT, fine_model: ModelT) -> ModelT:
     values = {p: place.preserve(coarse[p][...], fine[p][...]) for p, place in plan.items()}
     values |= _identity_gates(fine_model, set(fine) - set(coarse))
     return _rebuild(fine_model, values)
+
+
+def _entries(tree: Any) -> dict[Path, Any]:
+    return {path: leaf[...] for path, leaf in nnx.to_flat_state(tree)}
+
+
+def _replaced(tree: Any, values: dict[Path, Any]) -> Any:
+    flat = [(path, leaf.replace(values[path])) for path, leaf in nnx.to_flat_state(tree)]
+    return nnx.from_flat_state(flat)
+
+
+def prolongate_correction(
+    coarse_tree: Any, coarse_model: nnx.Module, fine_model: nnx.Module
+) -> Any:
+    """The linear prolongation $P$: a fine tree that holds a coarse one, and is zero elsewhere.
+
+    Differences of parameters and search directions move this way.
+
+    Args:
+        coarse_tree: a tree like the parameters of ``coarse_model``.
+        coarse_model: model of the coarser level.
+        fine_model: model of the finer level.
+
+    Raises:
+        TypeError: if a model is not an ``nnx.Module`` or the classes differ.
+        ValueError: if the structures do not match; the message names the layer.
+    """
+    plan = plan_transfer(coarse_model, fine_model)
+    coarse = _entries(coarse_tree)
+    fine_params = nnx.state(fine_model, nnx.Param)
+    padded = {}
+    for path, leaf in _entries(fine_params).items():
+        zeros = jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
+        padded[path] = plan[path].copy_and_pad(coarse[path], zeros) if path in coarse else zeros
+    return _replaced(fine_params, padded)
+
+
+def restrict_gradient(
+    fine_tree: Any, coarse_model: nnx.Module, fine_model: nnx.Module, *, scale: float = 1.0
+) -> Any:
+    r"""The variational restriction $c P^T$: the entries of a fine tree with a coarse counterpart.
+
+    Gradients, which are dual to parameters, move this way: $\langle P x, y \rangle =
+    \langle x, P^T y \rangle$.
+
+    Args:
+        fine_tree: a tree like the parameters of ``fine_model``.
+        coarse_model: model of the coarser level.
+        fine_model: model of the finer level.
+        scale: the factor $c$.
+
+    Raises:
+        TypeError: if a model is not an ``nnx.Module`` or the classes differ.
+        ValueError: if the structures do not match, or ``scale`` is not positive.
+    """
+    check_positive("scale", scale)
+    plan = plan_transfer(coarse_model, fine_model)
+    fine = _entries(fine_tree)
+    coarse_params = nnx.state(coarse_model, nnx.Param)
+    values = {
+        path: scale * plan[path].truncate(fine[path], leaf.dtype)
+        for path, leaf in _entries(coarse_params).items()
+    }
+    return _replaced(coarse_params, values)
+
+
+def block_embedding(coarse_model: nnx.Module, fine_model: nnx.Module) -> Callable[[Any, Any], Any]:
+    """The map ``embed(block, params)`` that puts coarse parameters into a tree of fine ones.
+
+    Raises:
+        TypeError: if a model is not an ``nnx.Module`` or the classes differ.
+        ValueError: if the structures do not match; the message names the layer.
+    """
+    plan = plan_transfer(coarse_model, fine_model)
+
+    def embed(block: Any, params: Any) -> Any:
+        coarse, fine = _entries(block), _entries(params)
+        placed = {path: plan[path].copy_and_pad(coarse[path], fine[path]) for path in coarse}
+        return _replaced(params, fine | placed)
+
+    return embed
 
 
 def _check_has_spectral_layers(name: str, model: nnx.Module) -> None:

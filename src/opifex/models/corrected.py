@@ -1,0 +1,68 @@
+"""A model plus a scaled correction: what residual-correction hierarchies are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from opifex.core.checks import check_positive
+
+__all__ = ["CorrectedModel", "FrozenVariable", "freeze"]
+
+
+class FrozenVariable(nnx.Variable):
+    """A value that training does not change."""
+
+
+def freeze(model: nnx.Module) -> nnx.Module:
+    """A copy of a model whose parameters are `FrozenVariable`."""
+    copy = nnx.clone(model)
+    for _, module in nnx.iter_modules(copy):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, nnx.Param):
+                setattr(module, name, FrozenVariable(value[...]))
+    return copy
+
+
+class CorrectedModel(nnx.Module):
+    r"""$u(x) = u_0(x) + \epsilon\, c(x)$ with a frozen base $u_0$ and a trainable correction $c$.
+
+    The correction's inputs may be scaled too: $c(\kappa x)$ has its natural frequencies raised by
+    $\kappa$, which a network of a residual that oscillates needs (Wang and Lai, arXiv:2307.08934,
+    section 2.3).
+
+    Args:
+        base: the model so far; a frozen copy is kept.
+        correction: the model to train, of the same inputs and outputs.
+        scale: $\epsilon$.
+        input_scale: $\kappa$.
+
+    Raises:
+        ValueError: if a scale is not positive.
+        TypeError: if a model is not an ``nnx.Module``.
+    """
+
+    def __init__(
+        self,
+        base: nnx.Module,
+        correction: nnx.Module,
+        scale: float = 1.0,
+        *,
+        input_scale: float = 1.0,
+    ) -> None:
+        for name, model in (("base", base), ("correction", correction)):
+            if not isinstance(model, nnx.Module):
+                raise TypeError(f"{name} must be an nnx.Module, got {type(model).__name__}")
+        self.base: Callable[[Any], Any] = freeze(base)
+        self.correction: Callable[[Any], Any] = correction
+        self.scale = FrozenVariable(jnp.asarray(check_positive("scale", scale)))
+        self.input_scale = FrozenVariable(jnp.asarray(check_positive("input_scale", input_scale)))
+
+    def __call__(self, x: Array) -> Array:
+        """Evaluate the sum; ``x`` is whatever the two models take."""
+        inner = self.input_scale[...].astype(x.dtype) * x
+        return self.base(x) + self.scale[...].astype(x.dtype) * self.correction(inner)
