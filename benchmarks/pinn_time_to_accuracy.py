@@ -48,7 +48,7 @@ class Case:
 
 CASES = {
     "poisson": Case(Poisson(), 1500, (1000, 1000, 750), (250, 500, 1000)),
-    "helmholtz": Case(Helmholtz(), 1500, (1000, 1000, 750), (250, 500, 1000)),
+    "helmholtz": Case(Helmholtz(), 1000, (750, 750, 500), (250, 500, 1000)),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, median, read_results
+from common import RESULTS, read_results
 
 ROOT = Path(__file__).parent.parent
 
@@ -228,41 +228,48 @@ same grid on other seeds and points. Timings are from a shared machine and noisy
 def headline() -> list[dict[str, Any]]:
     """The rows of the README's table, as far as they have been measured."""
     rows = []
-    for name, title, *_ in SECTIONS:
-        results = read_results(name)
-        if results is None:
-            continue
-        if "median" in results:
-            key = "ratio_to_peer" if name == "darcy_small" else "ratio"
-            rows.append(
-                {
-                    "work": title,
-                    "times faster (median)": results["median"][key],
-                    "with compilation": results["median"][f"{key}_with_compilation"],
-                }
-            )
-    for name, title, column in (
-        ("namesake", "step of the finest level, against `opifex` 0.2.0", "ratio"),
-    ):
-        results = read_results(name)
-        if results is not None:
-            rows.append(
-                {
-                    "work": title,
-                    "times faster (median)": results["rows"][-1][column],
-                    "with compilation": "-",
-                }
-            )
-    results = read_results("overhead")
-    if results is not None:
-        cost = median([row["ratio"] for row in results["rows"]])
+
+    def add(work: str, against: str, faster: Any, compiled: Any = "-") -> None:
         rows.append(
             {
-                "work": "cost of a step over a bare `jit(scan)` loop (1 is no overhead)",
-                "times faster (median)": cost,
-                "with compilation": "-",
+                "work": work,
+                "against": against,
+                "times faster, median": faster,
+                "with all compilation": compiled,
             }
         )
+
+    for name, title, *_ in SECTIONS:
+        results = read_results(name)
+        if results is None or "median" not in results:
+            continue
+        medians = results["median"]
+        if name == "darcy_small":
+            add(
+                "Darcy operator on 16 x 16",
+                "`neuraloperator` 2.0.0, incremental trainer",
+                medians["ratio_to_peer"],
+                medians["ratio_to_peer_with_compilation"],
+            )
+        else:
+            add(
+                title,
+                "its finest network alone, compiled",
+                medians["ratio"],
+                medians["ratio_with_compilation"],
+            )
+    results = read_results("namesake")
+    if results is not None:
+        for row in (results["rows"][0], results["rows"][-1]):
+            add(f"one step, level {row['level'] + 1} of 3", "`opifex` 0.2.0", row["ratio"])
+    results = read_results("overhead")
+    if results is not None:
+        for row in results["rows"]:
+            add(
+                f"one step, level {row['level'] + 1} of 3",
+                "a bare `jit(scan)` loop (1 is no overhead)",
+                1 / row["ratio"],
+            )
     return rows
 
 
