@@ -64,5 +64,6 @@ class CorrectedModel(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Evaluate the sum; ``x`` is whatever the two models take."""
+        x = jnp.asarray(x)
         inner = self.input_scale[...].astype(x.dtype) * x
         return self.base(x) + self.scale[...].astype(x.dtype) * self.correction(inner)

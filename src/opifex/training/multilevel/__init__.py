@@ -41,6 +41,7 @@ from opifex.training.multilevel.residual_correction import (
     ResidualCorrection,
     Stage,
     fit_in_stages,
+    sine_network,
 )
 from opifex.training.multilevel.resolution import (
     ResolutionLevel,
@@ -111,5 +112,6 @@ __all__ = [
     "restrict_fno_modes",
     "restrict_gradient",
     "scale_by_parameter_age",
+    "sine_network",
     "transfer_optimizer_state",
 ]
