@@ -18,12 +18,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from opifex.core.physics.gradnorm import GradNormBalancer
-from opifex.training.adaptive_sampling import RADSampler
 
 import opifex.training.multilevel as multilevel
+from opifex.core.physics.gradnorm import GradNormBalancer
 from opifex.optimization.second_order import HybridOptimizer, HybridOptimizerConfig
 from opifex.problems import generate_boundary_points
+from opifex.training.adaptive_sampling import RADSampler
 from opifex.training.multilevel import (
     CascadeTrainer,
     MultilevelAdam,

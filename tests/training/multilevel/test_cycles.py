@@ -268,7 +268,7 @@ def test_cycles_over_blocks_change_nothing_but_the_block(monkeypatch):
     assert table["loss"][-1] < 0.5 * table["loss"][0]
     last = {e.step: e.metrics["metric"] for e in history.evaluations}
     for transition in history.transitions:
-        if 0 < transition.step and transition.to_level < transition.from_level:
+        if transition.step > 0 and transition.to_level < transition.from_level:
             np.testing.assert_allclose(
                 table["loss"][transition.step], last[transition.step], rtol=1e-5
             )
