@@ -9,11 +9,19 @@ from opifex.optimization.second_order.levenberg_marquardt import (
     LevenbergMarquardt,
     LevenbergMarquardtState,
 )
+from opifex.optimization.second_order.matrix_free_gauss_newton import MatrixFreeGaussNewton
+from opifex.optimization.second_order.natural_gradient import (
+    EnergyNaturalGradient,
+    EnergyNaturalGradientState,
+)
 
 __all__ = [
+    "EnergyNaturalGradient",
+    "EnergyNaturalGradientState",
     "HybridOptimizer",
     "HybridOptimizerConfig",
     "HybridOptimizerState",
     "LevenbergMarquardt",
     "LevenbergMarquardtState",
+    "MatrixFreeGaussNewton",
 ]

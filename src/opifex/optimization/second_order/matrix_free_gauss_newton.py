@@ -1,0 +1,149 @@
+r"""Gauss-Newton without a Jacobian matrix, for networks that are too large for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from opifex.core.checks import check_nonnegative_int, check_positive, check_positive_int
+from opifex.core.residuals import ResidualTerm
+from opifex.optimization.second_order.candidates import best_candidate
+from opifex.optimization.second_order.conjugate_gradients import (
+    conjugate_gradients,
+    nystrom_approximation,
+)
+from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.levenberg_marquardt import LevenbergMarquardtState
+
+__all__ = ["MatrixFreeGaussNewton"]
+
+
+@dataclass(frozen=True)
+class MatrixFreeGaussNewton:
+    r"""Damped Gauss-Newton steps by preconditioned conjugate gradients.
+
+    A step solves $(J^T J + \mu s I) d = -J^T r$ with products $J v$ in forward and $J^T w$ in
+    reverse mode. The conjugate gradients are preconditioned by a randomised Nyström approximation
+    of $J^T J$ (arXiv:2505.11638), and $s$ is the sum of its eigenvalues, which for the fast decaying
+    spectra of these problems is close to the $|J|_F^2$ of `LevenbergMarquardt`. The state is the
+    same as there, so that the damping can be carried from one method to the other.
+
+    The length of the step is the best of a grid. The damping falls after a step of the first length
+    and rises if no length lowers the loss.
+
+    Attributes:
+        initial_damping: $\mu$ of the first step.
+        min_damping: lower bound of the damping.
+        max_damping: upper bound of the damping.
+        decrease: factor of the damping after a step of the first length, below one.
+        increase: factor of the damping after a failure, above one.
+        step_lengths: lengths to try.
+        rank: rank of the preconditioner; larger than the number of parameters means that number.
+        tolerance: relative residual at which the conjugate gradients end.
+        max_iterations: most conjugate gradient iterations per step.
+        seed: of the random vectors of the preconditioner.
+
+    Raises:
+        ValueError: if a number is out of range, ``step_lengths`` is empty, or ``max_damping`` is
+            below ``min_damping``.
+        TypeError: if a setting has the wrong type.
+    """
+
+    initial_damping: float = 1e-3
+    min_damping: float = 1e-16
+    max_damping: float = 1e3
+    decrease: float = 0.3
+    increase: float = 10.0
+    step_lengths: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.03)
+    rank: int = 50
+    tolerance: float = 1e-3
+    max_iterations: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("initial_damping", "min_damping", "max_damping", "decrease", "increase"):
+            check_positive(name, getattr(self, name))
+        if self.max_damping < self.min_damping:
+            raise ValueError(
+                f"max_damping must be at least min_damping={self.min_damping!r}, "
+                f"got {self.max_damping!r}"
+            )
+        if self.decrease >= 1:
+            raise ValueError(f"decrease must be below 1, got {self.decrease!r}")
+        if self.increase <= 1:
+            raise ValueError(f"increase must be above 1, got {self.increase!r}")
+        if len(self.step_lengths) == 0:
+            raise ValueError("step_lengths must hold at least one length, got none")
+        for i, length in enumerate(self.step_lengths):
+            check_positive(f"step_lengths[{i}]", length)
+        check_positive_int("rank", self.rank)
+        check_positive("tolerance", self.tolerance)
+        check_positive_int("max_iterations", self.max_iterations)
+        check_nonnegative_int("seed", self.seed)
+
+    def init(self, params: Any) -> LevenbergMarquardtState:
+        """State before the first step."""
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return LevenbergMarquardtState(jnp.asarray(self.initial_damping, dtype))
+
+    def step(
+        self,
+        terms: Sequence[ResidualTerm],
+        bind: Bind,
+        params: Any,
+        state: LevenbergMarquardtState,
+        points: tuple[Float[Array, "points dim"], ...],
+    ) -> tuple[Any, LevenbergMarquardtState, Float[Array, ""]]:
+        """One step; pure. Never increases the loss.
+
+        Args:
+            terms: the terms of the objective.
+            bind: maps parameters to a function of one point.
+            params: any pytree of real arrays.
+            state: state from `init` or from the step before.
+            points: one array of points per term.
+
+        Returns:
+            New parameters, new state, and the loss at the old parameters.
+
+        Raises:
+            ValueError: if ``terms`` or ``params`` is empty or ``points`` does not match ``terms``.
+            TypeError: if a parameter is not a real floating-point array, ``bind`` is not callable,
+                or an entry of ``terms`` is not a `ResidualTerm`.
+        """
+        problem = FlatResiduals(terms, bind, params, points)
+        residuals, forward = jax.linearize(problem.residuals, problem.start)
+        transposed = jax.linear_transpose(forward, problem.start)
+        loss = jnp.sum(residuals**2)
+        size, dtype = problem.start.size, problem.start.dtype
+
+        def gram(vector: Array) -> Array:
+            return transposed(forward(vector))[0]
+
+        sketch = nystrom_approximation(
+            gram, size, min(self.rank, size), jax.random.key(self.seed), dtype
+        )
+        damping = jnp.clip(state.damping, self._floor(dtype), self.max_damping)
+        absolute = damping * jnp.sum(sketch.values)
+        direction, _ = conjugate_gradients(
+            lambda vector: gram(vector) + absolute * vector,
+            -transposed(residuals)[0],
+            lambda vector: sketch.precondition(vector, absolute),
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
+        lengths = jnp.asarray(self.step_lengths, dtype)
+        choice = best_candidate(problem.loss, problem.start, loss, lengths[:, None] * direction)
+        factor = jnp.where(
+            choice.accepted, jnp.where(choice.winner == 0, self.decrease, 1.0), self.increase
+        )
+        new = jnp.clip(damping * factor.astype(dtype), self._floor(dtype), self.max_damping)
+        return problem.unravel(choice.point), LevenbergMarquardtState(new), loss
+
+    def _floor(self, dtype: Any) -> float:
+        return max(self.min_damping, float(jnp.finfo(dtype).eps))

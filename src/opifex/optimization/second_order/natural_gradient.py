@@ -1,0 +1,119 @@
+r"""Energy natural gradient in residual space, with momentum and a line search over a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from opifex.core.checks import check_nonnegative, check_positive
+from opifex.core.residuals import ResidualTerm
+from opifex.optimization.second_order.candidates import best_candidate
+from opifex.optimization.second_order.damped_least_squares import factorize
+from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+
+__all__ = ["EnergyNaturalGradient", "EnergyNaturalGradientState"]
+
+
+class EnergyNaturalGradientState(NamedTuple):
+    """What is carried from step to step.
+
+    Attributes:
+        direction: the direction of the step before, with the structure of the parameters, so that
+            it moves to another level as they do; zeros before the first step and after a failure.
+    """
+
+    direction: Any
+
+
+@dataclass(frozen=True)
+class EnergyNaturalGradient:
+    r"""Natural gradient for the weighted mean squares of residual terms.
+
+    For a least-squares energy of a linear equation the energy inner product pulled back to the
+    parameters is $J^T J$ (Müller and Zeinhofer, ICML 2023, section 3), with $J$ the Jacobian of the
+    residual vector $r$; for a nonlinear equation $J^T J$ is its Gauss-Newton approximation. The
+    direction solves
+    $\min_d |r + J d|^2 + \mu |J|_F^2 |d - \beta d_{old}|^2$: the direction $d_{old}$ of the step
+    before, shortened by the momentum $\beta$, is where the damping pulls (the SPRING method; for
+    these networks arXiv:2505.12149, section 3). With fewer residuals than parameters the solve is
+    done in the space of residuals by the identity of Woodbury, so that small batches of points make
+    cheap steps on large networks. The length of the step is the best of a grid by the loss on the
+    points of this step.
+
+    Attributes:
+        damping: $\mu$, relative to the sum of the eigenvalues of $J^T J$; raised to the machine
+            precision of the parameters where it is smaller.
+        momentum: $\beta$, in [0, 1); 0 gives the plain natural gradient.
+        step_lengths: lengths to try.
+
+    Raises:
+        ValueError: if ``damping`` or a length is not positive, ``momentum`` is not in [0, 1), or
+            ``step_lengths`` is empty.
+        TypeError: if a setting has the wrong type.
+    """
+
+    damping: float = 1e-8
+    momentum: float = 0.8
+    step_lengths: tuple[float, ...] = tuple(0.5**k for k in range(10))
+
+    def __post_init__(self) -> None:
+        check_positive("damping", self.damping)
+        if check_nonnegative("momentum", self.momentum) >= 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
+        if len(self.step_lengths) == 0:
+            raise ValueError("step_lengths must hold at least one length, got none")
+        for i, length in enumerate(self.step_lengths):
+            check_positive(f"step_lengths[{i}]", length)
+
+    def init(self, params: Any) -> EnergyNaturalGradientState:
+        """State before the first step."""
+        return EnergyNaturalGradientState(jax.tree.map(jnp.zeros_like, params))
+
+    def step(
+        self,
+        terms: Sequence[ResidualTerm],
+        bind: Bind,
+        params: Any,
+        state: EnergyNaturalGradientState,
+        points: tuple[Float[Array, "points dim"], ...],
+    ) -> tuple[Any, EnergyNaturalGradientState, Float[Array, ""]]:
+        """One step; pure. Never increases the loss on the points of this step.
+
+        Args:
+            terms: the terms of the objective.
+            bind: maps parameters to a function of one point.
+            params: any pytree of real arrays.
+            state: state from `init` or from the step before.
+            points: one array of points per term; other points at every step are fine.
+
+        Returns:
+            New parameters, new state, and the loss at the old parameters.
+
+        Raises:
+            ValueError: if ``terms`` or ``params`` is empty or ``points`` does not match ``terms``.
+            TypeError: if a parameter is not a real floating-point array, ``bind`` is not callable,
+                or an entry of ``terms`` is not a `ResidualTerm`.
+        """
+        problem = FlatResiduals(terms, bind, params, points)
+        residuals, jacobian = problem.linearize(problem.start)
+        loss = jnp.sum(residuals**2)
+        pull = self.momentum * ravel_pytree(state.direction)[0]
+        system = factorize(jacobian)
+        relative = max(self.damping, float(jnp.finfo(loss.dtype).eps))
+        right_hand_side = residuals + jnp.matmul(
+            jacobian, pull, precision=jax.lax.Precision.HIGHEST
+        )
+        correction = system.solve(system.project(right_hand_side), relative * jnp.sum(jacobian**2))
+        direction = pull + correction
+        lengths = jnp.asarray(self.step_lengths, direction.dtype)
+        choice = best_candidate(problem.loss, problem.start, loss, lengths[:, None] * direction)
+        # Momentum that leads nowhere is forgotten: the next step is a plain one.
+        kept = jnp.where(choice.accepted, direction, jnp.zeros_like(direction))
+        new_state = EnergyNaturalGradientState(problem.unravel(kept))
+        return problem.unravel(choice.point), new_state, loss

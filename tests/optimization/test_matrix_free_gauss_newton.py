@@ -1,0 +1,198 @@
+"""Matrix-free Gauss-Newton against dense linear algebra, and its preconditioner."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from opifex.core.residuals import ResidualTerm
+from opifex.models.mlp import MLP
+from opifex.optimization.second_order import LevenbergMarquardt, MatrixFreeGaussNewton
+from opifex.optimization.second_order.conjugate_gradients import (
+    conjugate_gradients,
+    nystrom_approximation,
+)
+from opifex.training.multilevel import CascadeTrainer
+
+LINEAR = ResidualTerm("fit", lambda u, row: u(row[:-1])[0] - row[-1])
+FIT = ResidualTerm("fit", lambda u, x: u(x)[0] - jnp.sin(3.0 * x[0]) * x[1])
+
+
+def bind_linear(params):
+    return lambda x: jnp.atleast_1d(x @ params["w"])
+
+
+def bind_vector(params):
+    return lambda _: params
+
+
+def matrix_with_eigenvalues(values, seed=0):
+    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values), len(values))))[0]
+    return (basis * values) @ basis.T
+
+
+def test_low_rank_matrix_is_found():
+    with jax.enable_x64(True):
+        values = np.concatenate([[100.0, 3.0, 0.1], np.zeros(17)])
+        matrix = jnp.asarray(matrix_with_eigenvalues(values))
+        found = nystrom_approximation(
+            lambda v: matrix @ v, 20, 6, jax.random.key(0), jnp.dtype("float64")
+        )
+        np.testing.assert_allclose(found.values[:3], values[:3], rtol=1e-9)
+        np.testing.assert_allclose(found.values[3:], 0.0, atol=1e-9)
+        np.testing.assert_allclose(
+            (found.vectors * found.values) @ found.vectors.T, matrix, atol=1e-9
+        )
+        np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(6), atol=1e-10)
+
+
+def test_preconditioner_saves_iterations_on_a_badly_conditioned_problem():
+    with jax.enable_x64(True):
+        matrix = jnp.asarray(matrix_with_eigenvalues(10.0 ** -np.linspace(0, 8, 60)))
+        right_hand_side = jnp.asarray(np.random.default_rng(1).normal(size=60))
+        damping = jnp.asarray(1e-6)
+        sketch = nystrom_approximation(
+            lambda v: matrix @ v, 60, 40, jax.random.key(0), jnp.dtype("float64")
+        )
+        counts = {}
+        for name, precondition in (
+            ("plain", lambda v: v),
+            ("nystrom", lambda v: sketch.precondition(v, damping)),
+        ):
+            solution, count = conjugate_gradients(
+                lambda v: matrix @ v + damping * v,
+                right_hand_side,
+                precondition,
+                tolerance=1e-10,
+                max_iterations=2000,
+            )
+            expected = np.linalg.solve(matrix + damping * np.eye(60), right_hand_side)
+            np.testing.assert_allclose(solution, expected, rtol=1e-5, atol=1e-4)
+            counts[name] = int(count)
+        assert counts["nystrom"] < counts["plain"] / 4
+
+
+def test_iterations_end_at_the_limit():
+    with jax.enable_x64(True):
+        matrix = jnp.asarray(matrix_with_eigenvalues(10.0 ** -np.linspace(0, 8, 30)))
+        _, count = conjugate_gradients(
+            lambda v: matrix @ v, jnp.ones(30), lambda v: v, tolerance=1e-14, max_iterations=7
+        )
+        assert int(count) == 7
+
+
+@pytest.mark.parametrize("shape", [(30, 8), (8, 30)])
+def test_step_is_that_of_the_dense_solve(shape):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        features, target = rng.normal(size=shape), rng.normal(size=shape[0])
+        data = jnp.asarray(np.column_stack([features, target]))
+        # With a sketch of full rank its eigenvalues are those of the matrix, and so is their sum.
+        solver = MatrixFreeGaussNewton(
+            initial_damping=1e-3, rank=100, tolerance=1e-13, step_lengths=(1.0,)
+        )
+        params = {"w": jnp.ones(shape[1])}
+        new, state, loss = solver.step((LINEAR,), bind_linear, params, solver.init(params), (data,))
+        jacobian = features / np.sqrt(shape[0])
+        residuals = (features @ np.ones(shape[1]) - target) / np.sqrt(shape[0])
+        matrix = jacobian.T @ jacobian + 1e-3 * np.sum(jacobian**2) * np.eye(shape[1])
+        expected = 1.0 - np.linalg.solve(matrix, jacobian.T @ residuals)
+        np.testing.assert_allclose(new["w"], expected, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(loss, residuals @ residuals, rtol=1e-12)
+        np.testing.assert_allclose(state.damping, 3e-4, rtol=1e-12)
+
+
+def test_step_on_a_network_is_that_of_the_dense_method():
+    with jax.enable_x64(True):
+        model = MLP(2, 1, (6,), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        structure, params = nnx.split(model)
+        points = (jnp.asarray(np.random.default_rng(0).uniform(size=(40, 2))),)
+
+        def bind(p):
+            return nnx.merge(structure, p)
+
+        free = MatrixFreeGaussNewton(rank=100, tolerance=1e-13, step_lengths=(1.0,))
+        dense = LevenbergMarquardt(
+            damping_factors=(1.0, 1e9), step_lengths=(1.0,), geodesic_acceleration=False
+        )
+        ends = [
+            jax.jit(lambda p, s=s: s.step((FIT,), bind, p, s.init(p), points)[0])(params)
+            for s in (free, dense)
+        ]
+        for one, other in zip(*map(jax.tree.leaves, ends), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_damping_rises_and_parameters_stay_after_a_failure():
+    with jax.enable_x64(True):
+        term = ResidualTerm("arctan", lambda u, x: jnp.arctan(u(x)[0]))
+        solver = MatrixFreeGaussNewton(initial_damping=1e-10, step_lengths=(1.0,))
+        params = jnp.asarray([2.0])
+        new, state, _ = solver.step(
+            (term,), bind_vector, params, solver.init(params), (jnp.zeros((1, 1)),)
+        )
+        assert new[0] == 2.0
+        np.testing.assert_allclose(state.damping, 1e-9, rtol=1e-12)
+
+
+def test_dense_on_the_coarse_level_and_matrix_free_on_the_fine_one():
+    with jax.enable_x64(True):
+        models = [MLP(2, 1, (n,), param_dtype=jnp.float64, rngs=nnx.Rngs(n)) for n in (4, 8)]
+        points = jnp.asarray(np.random.default_rng(0).uniform(size=(60, 2)))
+        # The state is shared: a tiny damping on the coarse level is where the fine one starts, which
+        # its own initial damping of 1e3 would not allow to get anywhere.
+        history = CascadeTrainer(models).fit(
+            terms=(FIT,),
+            data=(points,),
+            smoothers=[LevenbergMarquardt(), MatrixFreeGaussNewton(initial_damping=1e3)],
+            epochs=[15, 15],
+            compile_ahead=False,
+        )
+        table = history.table()
+        assert np.all(np.diff(table["loss"]) <= 1e-12)
+        coarse, fine = (table["loss"][table["level"] == level] for level in (0, 1))
+        assert fine[0] <= coarse[-1] * (1 + 1e-9)
+        assert fine[-1] < 0.5 * fine[0]
+
+
+def test_single_precision():
+    model = MLP(2, 1, (6,), rngs=nnx.Rngs(0))
+    structure, params = nnx.split(model)
+    points = (jnp.asarray(np.random.default_rng(0).uniform(size=(40, 2)), jnp.float32),)
+    solver = MatrixFreeGaussNewton(rank=10)
+
+    def body(carry, _):
+        new, state, loss = solver.step((FIT,), lambda p: nnx.merge(structure, p), *carry, points)
+        return (new, state), loss
+
+    (_, state), losses = jax.jit(lambda p: jax.lax.scan(body, (p, solver.init(p)), length=30))(
+        params
+    )
+    assert state.damping.dtype == jnp.float32
+    assert np.all(np.diff(losses) <= 0)
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "name"),
+    [
+        ({"initial_damping": 0.0}, ValueError, "initial_damping"),
+        ({"min_damping": -1.0}, ValueError, "min_damping"),
+        ({"max_damping": "big"}, TypeError, "max_damping"),
+        ({"min_damping": 1.0, "max_damping": 0.1}, ValueError, "max_damping"),
+        ({"decrease": 1.0}, ValueError, "decrease"),
+        ({"increase": 0.5}, ValueError, "increase"),
+        ({"step_lengths": ()}, ValueError, "step_lengths"),
+        ({"step_lengths": (-1.0,)}, ValueError, r"step_lengths\[0\]"),
+        ({"rank": 0}, ValueError, "rank"),
+        ({"tolerance": 0.0}, ValueError, "tolerance"),
+        ({"max_iterations": 1.5}, TypeError, "max_iterations"),
+        ({"seed": -1}, ValueError, "seed"),
+    ],
+)
+def test_bad_settings_are_named(settings, error, name):
+    with pytest.raises(error, match=name):
+        MatrixFreeGaussNewton(**settings)
