@@ -1,0 +1,156 @@
+"""Cycles against a cascade against the finest network alone, at equal work.
+
+Poisson, hidden widths (64, 64), three levels, Adam with a constant rate, 500 interior and 100
+boundary points on every level, so that all minimise the same loss. Work is counted in steps of the
+finest network by XLA's count of operations, with the gradients and line searches of cycles. Every
+strategy gets the same budget; its rate is the best of one grid on another seed and other points.
+The split of steps among levels is the same, one third of the work each, for all but the finest alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from rich.console import Console
+
+from common import curve, median, parser, write_results
+from opifex.problems import Poisson, interior_points
+from opifex.training.multilevel import (
+    CascadeTrainer,
+    FullMultigrid,
+    History,
+    MultilevelOptimizer,
+    VCycle,
+    WCycle,
+    create_network_hierarchy,
+)
+from opifex.viz import comparison_table
+
+BUDGET = 1200  # steps of the finest network
+CYCLES = 10
+HIDDEN = (64, 64)
+LEVELS = 3
+RATES = (1e-3, 3e-3, 1e-2)
+TUNING_SEED = 100
+STRATEGIES: dict[str, Any] = {
+    "finest alone": None,
+    "cascade": "cascade",
+    "V-cycle": VCycle(cycles=CYCLES),
+    "W-cycle": WCycle(cycles=CYCLES),
+    "full multigrid": FullMultigrid(cycles=CYCLES),
+    "V-cycle, blocks": VCycle(cycles=CYCLES, coarse="block"),
+}
+
+
+def train(
+    name: str, rate: float, epochs: list[int], seed: int, cache: str, points: Any = None
+) -> History:
+    """One run; without ``points`` the error is measured on the problem's grid."""
+    problem = Poisson()
+    strategy = STRATEGIES[name]
+    finest = create_network_hierarchy(2, 1, HIDDEN, 1, rngs=nnx.Rngs(seed))
+    coarser = create_network_hierarchy(2, 1, HIDDEN, LEVELS, rngs=nnx.Rngs(1000 + seed))[:-1]
+    trainer = CascadeTrainer(
+        finest if strategy is None else [*coarser, *finest],
+        MultilevelOptimizer(optax.adam(rate), on_transition="restart"),
+    )
+    return trainer.fit(
+        problem.loss,
+        problem.sample_points(jax.random.key(seed), 500, 100),
+        epochs=epochs,
+        strategy=strategy or "cascade",
+        evaluate=lambda model: {"error": problem.relative_l2_error(model, points)},
+        compile_ahead=False,
+        compilation_cache=cache,
+    )
+
+
+def errors_on_top(name: str, history: History) -> list[float]:
+    """The errors of the finest network; that is what a cycle over blocks trains on every level."""
+    finest = max(e.level for e in history.evaluations)
+    anywhere = name == "V-cycle, blocks"
+    return [e.metrics["error"] for e in history.evaluations if anywhere or e.level == finest]
+
+
+def last_error(name: str, history: History) -> float:
+    """Geometric mean of the last tenth of these errors: a constant rate leaves spikes."""
+    errors = errors_on_top(name, history)
+    return float(statistics.geometric_mean(errors[-max(1, len(errors) // 10) :]))
+
+
+def plan(name: str, cache: str) -> list[int]:
+    """Epochs per level whose work is the budget, found from the work of a short run."""
+    if STRATEGIES[name] is None:
+        return [BUDGET]
+    trial = [2 * CYCLES * 2**LEVELS] * LEVELS
+    history = train(name, RATES[0], trial, TUNING_SEED, cache)
+    costs = [history.step_work[level] for level in range(LEVELS)]
+    overhead = history.work - sum(n * cost for n, cost in zip(trial, costs, strict=True))
+    share = (BUDGET - overhead) / LEVELS
+    return [round(share / cost) for cost in costs]
+
+
+def measure(name: str, seeds: list[int], cache: str) -> tuple[list[Any], list[Any]]:
+    """Runs of one strategy at its best rate, and the errors that chose the rate."""
+    check = interior_points(1000, Poisson().domain, key=jax.random.key(12345))
+    epochs = plan(name, cache)
+    trials = []
+    for rate in RATES:
+        history = train(name, rate, epochs, TUNING_SEED, cache, check)
+        trials.append({"strategy": name, "rate": rate, "error": last_error(name, history)})
+    rate = min(trials, key=lambda trial: trial["error"])["rate"]
+    runs = []
+    for seed in seeds:
+        history = train(name, rate, epochs, seed, cache)
+        runs.append(
+            {
+                "strategy": name,
+                "seed": seed,
+                "rate": rate,
+                "epochs": epochs,
+                "work": history.work,
+                "final_error": last_error(name, history),
+                "lowest_error": min(errors_on_top(name, history)),
+                "final_loss": float(statistics.geometric_mean(history.losses[-20:])),
+                "seconds": history.seconds,
+                "curve": curve(history),
+            }
+        )
+    return runs, trials
+
+
+def main() -> None:
+    """Tune on one seed, report on the others."""
+    seeds = parser(__doc__).parse_args().seeds
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    trials: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as cache:
+        for name in STRATEGIES:
+            mine, tried = measure(name, seeds, cache)
+            runs += mine
+            trials += tried
+            rows.append(
+                {
+                    "strategy": name,
+                    "rate": mine[0]["rate"],
+                    "steps per level": " ".join(map(str, mine[0]["epochs"])),
+                    "work": median([run["work"] for run in mine]),
+                    "final errors": ", ".join(f"{run['final_error']:.1e}" for run in mine),
+                    "median lowest error": median([run["lowest_error"] for run in mine]),
+                    "median final loss": median([run["final_loss"] for run in mine]),
+                    "seconds": median([run["seconds"] for run in mine]),
+                }
+            )
+            print(rows[-1], flush=True)
+    Console(width=160).print(comparison_table(rows))
+    write_results("cycles", rows=rows, runs=runs, trials=trials, rates=RATES, budget=BUDGET)
+
+
+if __name__ == "__main__":
+    main()
