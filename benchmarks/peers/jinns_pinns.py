@@ -1,0 +1,258 @@
+"""Train a PINN with jinns on one of our problems; run by `jinns_peer.py` in jinns's own environment.
+
+Network, collocation points, loss weights, optimizer, iterations and precision are those of the
+notebook "Burgers equation in 1D" of jinns's documentation (Notebooks/PDE/1D_non_stationary_Burgers,
+the PINN part); see `jinns_peer.py`. Time stamps and parameters are taken after every iteration by
+a validation module, jinns's own hook, and errors are computed after the training, off the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import time
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jinns
+import numpy as np
+from jax.experimental import io_callback
+from jinns.optimizers import vanilla_ngd
+from jinns.validation import AbstractValidationModule
+
+WIDTHS = (2, 16, 16, 16, 1)
+INTERIOR, BORDER, INITIAL = 900, 2000, 2000
+
+
+class Stopwatch:
+    """Keeps what a run went through and says when it is over, on the side of the host."""
+
+    def __init__(self, iterations: int, seconds: float, cap: float) -> None:
+        self.iterations, self.seconds, self.cap = iterations, seconds, cap
+        self.times: list[float] = []
+        self.networks: list[Any] = []
+
+    def __call__(self, network: Any) -> np.bool_:
+        """Note the time and the network; true once both minima or the cap are reached."""
+        self.times.append(time.perf_counter())
+        self.networks.append(jax.tree.map(np.array, network))
+        elapsed = self.times[-1] - self.times[0]
+        enough = len(self.times) >= self.iterations and elapsed >= self.seconds
+        return np.bool_(enough or elapsed >= self.cap)
+
+
+class Watched(AbstractValidationModule):
+    """Calls a stopwatch after every iteration; it may end the training, and selects nothing."""
+
+    stopwatch: Stopwatch = eqx.field(static=True, kw_only=True)
+    call_every: int = eqx.field(static=True, kw_only=True, default=1)
+
+    def __call__(self, params: Any) -> tuple[Any, Any, Any, Any]:
+        """The module itself, whether to stop, a criterion (unused), whether it is the best."""
+        shape = jax.ShapeDtypeStruct((), jnp.bool_)
+        over = io_callback(self.stopwatch, shape, params.nn_params, ordered=True)
+        return self, over, jnp.zeros(()), False
+
+
+class AllenCahn(jinns.loss.PDENonStatio):
+    """The residual u_t - epsilon u_xx - rho (u - u^3) at a point (t, x)."""
+
+    def equation(self, t_x: jax.Array, u: Any, params: Any) -> jax.Array:
+        """One value, as a vector."""
+
+        def value(y: jax.Array) -> jax.Array:
+            return u(y, params).squeeze()
+
+        slopes = jax.grad(value)
+        v = value(t_x)
+        v_xx = jax.grad(lambda y: slopes(y)[1])(t_x)[1:2]
+        constants = params.eq_params
+        return slopes(t_x)[:1] - constants.diffusivity * v_xx - constants.reaction * (v - v**3)
+
+
+class Helmholtz(jinns.loss.PDEStatio):
+    """The residual of the Helmholtz problem with the solution of two waves."""
+
+    half_waves: int = eqx.field(static=True, kw_only=True, default=4)
+
+    def equation(self, x: jax.Array, u: Any, params: Any) -> jax.Array:
+        """One value, as a vector."""
+        constants = params.eq_params
+        squared = constants.wave_number**2
+
+        def wave(n: int) -> jax.Array:
+            return jnp.sin(n * jnp.pi * x[0]) * jnp.sin(n * jnp.pi * x[1])
+
+        source = (squared - 2 * jnp.pi**2) * wave(1)
+        fine = constants.amplitude * wave(self.half_waves)
+        source += (squared - 2 * (self.half_waves * jnp.pi) ** 2) * fine
+        curvature = jinns.loss.laplacian_rev(x, u, params, eq_type="PDEStatio")
+        return curvature + squared * u(x, params) - source
+
+
+class Periodic(jinns.loss.BoundaryConditionAbstract):
+    """Equal values and slopes at both ends; a border point holds both ends at one time."""
+
+    def equation_u(self, inputs: jax.Array, u: Any, params: Any) -> tuple[jax.Array, ...]:
+        """The jumps of value and slope."""
+
+        def value(y: jax.Array) -> jax.Array:
+            return u(y, params).squeeze()
+
+        left, right = inputs[:, 0], inputs[:, 1]
+        jump = u(right, params) - u(left, params)
+        return jump, (jax.grad(value)(right) - jax.grad(value)(left))[1:2]
+
+    def equation_f(
+        self, inputs: jax.Array, params: Any, gridify: bool = False
+    ) -> tuple[jax.Array, ...]:
+        """Both jumps shall be zero."""
+        return jnp.zeros((1,)), jnp.zeros((1,))
+
+
+def build(problem: str, seed: int, weights: dict[str, float], constants: dict[str, float]) -> Any:
+    """Network, parameters, loss and collocation points of a problem.
+
+    Args:
+        problem: ``burgers``, ``allen-cahn`` or ``helmholtz``.
+        seed: of the network and of the points.
+        weights: of jinns's loss terms, by its names.
+        constants: of the equation, by our names.
+    """
+    network_key, points_key = jax.random.split(jax.random.key(seed))
+    layers: list[tuple[Any, ...]] = []
+    for inputs, outputs in pairwise(WIDTHS):
+        layers += [(eqx.nn.Linear, inputs, outputs), (jax.nn.tanh,)]
+    stationary = problem == "helmholtz"
+    u, network = jinns.nn.PINN_MLP.create(
+        key=network_key,
+        eqx_list=tuple(layers[:-1]),
+        eq_type="PDEStatio" if stationary else "PDENonStatio",
+    )
+    if problem == "burgers":
+        constants = {"nu": constants["viscosity"]}
+    numbers = {k: jnp.asarray(v) for k, v in constants.items() if k != "half_waves"}
+    params = jinns.parameters.Params(nn_params=network, eq_params=numbers)
+    if stationary:
+        points = jinns.data.CubicMeshPDEStatio(
+            key=points_key,
+            n=INTERIOR,
+            nb=BORDER,
+            dim=2,
+            min_pts=(0.0, 0.0),
+            max_pts=(1.0, 1.0),
+            method="uniform",
+        )
+        loss = jinns.loss.LossPDEStatio(
+            u=u,
+            loss_weights=jinns.loss.LossWeightsPDEStatio(**weights),
+            dynamic_loss=Helmholtz(half_waves=int(constants["half_waves"])),
+            boundary_condition=jinns.loss.Dirichlet(),
+            params=params,
+        )
+        return u, params, loss, points
+    points = jinns.data.CubicMeshPDENonStatio(
+        key=points_key,
+        n=INTERIOR,
+        nb=BORDER,
+        ni=INITIAL,
+        dim=1,
+        min_pts=(-1.0,),
+        max_pts=(1.0,),
+        tmin=0.0,
+        tmax=1.0,
+        method="uniform",
+    )
+    burgers = problem == "burgers"
+    loss = jinns.loss.LossPDENonStatio(
+        u=u,
+        loss_weights=jinns.loss.LossWeightsPDENonStatio(**weights),
+        dynamic_loss=jinns.loss.BurgersEquation(Tmax=1) if burgers else AllenCahn(),
+        boundary_condition=jinns.loss.Dirichlet() if burgers else Periodic(),
+        initial_condition_fun=(
+            (lambda x: -jnp.sin(jnp.pi * x)) if burgers else (lambda x: x**2 * jnp.cos(jnp.pi * x))
+        ),
+        params=params,
+    )
+    return u, params, loss, points
+
+
+def seconds_in(output: str, what: str) -> float:
+    """A duration that jinns printed."""
+    found = re.search(rf"{what} took\s+([0-9.e+-]+)", output)
+    if found is None:
+        raise RuntimeError(f"jinns printed no duration of its {what.lower()}: {output[-500:]!r}")
+    return float(found.group(1))
+
+
+def main() -> None:
+    """Train once and print the curve as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problem", required=True, choices=["burgers", "allen-cahn", "helmholtz"])
+    parser.add_argument("--data", required=True, help="points (x, t) or (x, y) and solution")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--weights", type=json.loads, required=True)
+    parser.add_argument("--constants", type=json.loads, required=True)
+    parser.add_argument("--iterations", type=int, default=300, help="at least so many")
+    parser.add_argument("--seconds", type=float, default=0.0, help="train at least so long")
+    parser.add_argument("--cap", type=float, default=600.0, help="never train longer")
+    given = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    arrays = np.load(given.data)
+    exact = jnp.asarray(arrays["exact"]).reshape(-1)
+    # jinns puts time first, we put it last.
+    where = jnp.asarray(arrays["points"])[:, :: (1 if given.problem == "helmholtz" else -1)]
+    stopwatch = Stopwatch(given.iterations, given.seconds, given.cap)
+    start, processor_start = time.perf_counter(), time.process_time()
+    u, params, loss, points = build(given.problem, given.seed, given.weights, given.constants)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        jinns.solve(
+            init_params=params,
+            data=points,
+            optimizer=vanilla_ngd(),
+            loss=loss,
+            # With a longer minimum the stopwatch ends the run.
+            n_iter=given.iterations if given.seconds <= 0 else 100 * given.iterations,
+            print_loss_every=100,
+            validation=Watched(stopwatch=stopwatch),
+        )
+        jax.effects_barrier()
+    processor = time.process_time() - processor_start
+    training = seconds_in(output.getvalue(), "Training")
+
+    @jax.jit
+    def error(network: Any) -> jax.Array:
+        trained = eqx.tree_at(lambda p: p.nn_params, params, network)
+        values = jax.vmap(lambda x: u(x, trained).squeeze())(where)
+        return jnp.linalg.norm(values - exact) / jnp.linalg.norm(exact)
+
+    last = stopwatch.times[-1]
+    print(
+        json.dumps(
+            {
+                # iteration, training seconds, seconds with set-up and compilation, error
+                "curve": [
+                    [i + 1, training - (last - now), now - start, float(error(network))]
+                    for i, (now, network) in enumerate(
+                        zip(stopwatch.times, stopwatch.networks, strict=True)
+                    )
+                ],
+                "compile_seconds": seconds_in(output.getvalue(), "Compilation"),
+                "processor_seconds": processor,
+                "parameters": int(sum(x.size for x in jax.tree.leaves(params.nn_params))),
+                "versions": {n: version(n) for n in ("jinns", "jax", "equinox", "optax")},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
