@@ -3,14 +3,18 @@
 from opifex.models.corrected import CorrectedModel, FrozenVariable, freeze
 from opifex.models.fno import FNO, FourierBlock, SpectralConv
 from opifex.models.mlp import MLP, HiddenLayer
+from opifex.models.multiscale import FourierFeatures, FrequencyBand, MultiscaleMLP
 
 __all__ = [
     "FNO",
     "MLP",
     "CorrectedModel",
     "FourierBlock",
+    "FourierFeatures",
+    "FrequencyBand",
     "FrozenVariable",
     "HiddenLayer",
+    "MultiscaleMLP",
     "SpectralConv",
     "freeze",
 ]

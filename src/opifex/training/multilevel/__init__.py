@@ -26,6 +26,7 @@ from opifex.training.multilevel.explained_spectrum import ExplainedSpectrumAdvan
 from opifex.training.multilevel.hierarchy import (
     create_depth_hierarchy,
     create_fno_hierarchy,
+    create_multiscale_hierarchy,
     create_network_hierarchy,
 )
 from opifex.training.multilevel.history import Evaluation, History, Transition
@@ -97,6 +98,7 @@ __all__ = [
     "coarsest_grid",
     "create_depth_hierarchy",
     "create_fno_hierarchy",
+    "create_multiscale_hierarchy",
     "create_network_hierarchy",
     "fit_in_stages",
     "interpolate_field",

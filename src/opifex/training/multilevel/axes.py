@@ -16,7 +16,7 @@ from typing import Literal
 
 from flax import nnx
 
-from opifex.models import HiddenLayer, SpectralConv
+from opifex.models import FourierFeatures, FrequencyBand, HiddenLayer, MultiscaleMLP, SpectralConv
 
 __all__ = [
     "FIXED",
@@ -60,8 +60,9 @@ class LayerAxes:
         parameters: parameter name to its axes, or to a function from the number of axes to them.
         width_preserving: whether appending features leaves the old outputs alone. False for
             normalisations over features, whose statistics change with the width.
-        identity_gates: names of parameters which, set to zero, make the layer the identity; a
-            layer that exists only on the fine level needs one to preserve the function.
+        identity_gates: names of parameters which, set to zero, make a model compute what it would
+            compute without the layer: the identity for a layer in a chain, nothing for a term of a
+            sum. A layer that exists only on the fine level needs one to preserve the function.
     """
 
     parameters: Mapping[str, AxesOf]
@@ -96,6 +97,11 @@ _REGISTRY: dict[type[nnx.Module], LayerAxes] = {
         {"weight_real": _spectral, "weight_imag": _spectral, "bias": (WRITES,)}
     ),
     HiddenLayer: LayerAxes({"gate": ()}, identity_gates=("gate",)),
+    FourierFeatures: LayerAxes({"directions": (FIXED, WRITES), "phases": (WRITES,)}),
+    FrequencyBand: LayerAxes(
+        {"frequency": (), "amplitudes": (READS, WRITES)}, identity_gates=("amplitudes",)
+    ),
+    MultiscaleMLP: LayerAxes({"bias": (WRITES,)}),
 }
 
 

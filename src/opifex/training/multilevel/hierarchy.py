@@ -9,10 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from opifex.core.checks import check_callable, check_fraction, check_positive, check_positive_int
-from opifex.models import FNO, MLP
+from opifex.models import FNO, MLP, MultiscaleMLP
 from opifex.models.mlp import Activation
+from opifex.models.multiscale import check_frequencies
 
-__all__ = ["create_depth_hierarchy", "create_fno_hierarchy", "create_network_hierarchy"]
+__all__ = [
+    "create_depth_hierarchy",
+    "create_fno_hierarchy",
+    "create_multiscale_hierarchy",
+    "create_network_hierarchy",
+]
 
 
 def _check_rngs(rngs: Any) -> None:
@@ -203,3 +209,73 @@ def create_fno_hierarchy(
         )
 
     return [build(num_levels - 1 - level) for level in range(num_levels)]
+
+
+def create_multiscale_hierarchy(
+    input_dim: int,
+    output_dim: int,
+    hidden_dims: Sequence[int],
+    frequencies: Sequence[float] = (1.0, 2.0, 4.0),
+    *,
+    bands: Sequence[int] | None = None,
+    coarsening_factor: float = 1.0,
+    activation: Activation = jnp.sin,
+    fourier_features: int | None = None,
+    spread_phases: bool = True,
+    param_dtype: jnp.dtype | type = jnp.float32,
+    rngs: nnx.Rngs,
+) -> list[MultiscaleMLP]:
+    """Frequency-aware networks with a growing number of bands, coarsest first.
+
+    Level ``l`` has the ``l + 1`` lowest bands, or the ``bands[l]`` lowest; the finest has all. The
+    coarse level of a cycle over blocks is then a set of low bands. With a ``coarsening_factor`` the
+    bands widen from level to level, too; ``bands=[n, n, n]`` with a factor grows in width alone.
+
+    Args:
+        input_dim: number of input coordinates.
+        output_dim: number of output components.
+        hidden_dims: hidden widths of every band on the finest level.
+        frequencies: factors of the inputs, increasing, one band each.
+        bands: number of bands on each level, not decreasing; the last is ``len(frequencies)``.
+            ``None`` adds one per level.
+        coarsening_factor: ratio of the widths of neighbouring levels, in (0, 1]; 1 keeps them.
+        activation: elementwise function of the hidden layers.
+        fourier_features: number of fixed random waves in front of each band on every level, or
+            ``None``; see `MultiscaleMLP`.
+        spread_phases: see `FrequencyBand`.
+        param_dtype: dtype of the parameters.
+        rngs: random streams; ``params`` is used.
+
+    Returns:
+        One model per level.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a number is out of range, ``frequencies`` do not increase, or ``bands``
+            decrease or do not end with all bands.
+    """
+    widths = _check_sizes("hidden_dims", hidden_dims)
+    values = check_frequencies(frequencies)
+    counts = tuple(range(1, len(values) + 1)) if bands is None else _check_sizes("bands", bands)
+    if list(counts) != sorted(counts) or counts[-1] != len(values):
+        raise ValueError(
+            f"bands must not decrease and must end with len(frequencies)={len(values)}, "
+            f"got {list(counts)}"
+        )
+    if check_positive("coarsening_factor", coarsening_factor) > 1:
+        raise ValueError(f"coarsening_factor must lie in (0, 1], got {coarsening_factor!r}")
+    _check_rngs(rngs)
+    return [
+        MultiscaleMLP(
+            input_dim,
+            output_dim,
+            [max(1, round(w * coarsening_factor ** (len(counts) - 1 - level))) for w in widths],
+            frequencies=values[:count],
+            activation=activation,
+            fourier_features=fourier_features,
+            spread_phases=spread_phases,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        for level, count in enumerate(counts)
+    ]
