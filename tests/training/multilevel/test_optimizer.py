@@ -155,6 +155,29 @@ def test_second_moments_of_new_entries(start):
     assert int(state[0].count) == 3
 
 
+def test_unfactored_second_moments_of_adafactor_start_like_those_of_adam():
+    coarse, fine = pair()
+    optimizer = trained(optax.adafactor(1e-2), coarse)
+    old = optimizer.state[0].v.hidden[1].dense.kernel[...]
+    new_model = prolongate_preserving(coarse, fine)
+    state = optimizer.resize_state(new_model, prolongate_preserving)
+    new = state[0].v.hidden[1].dense.kernel[...]
+    np.testing.assert_allclose(new[4:], jnp.mean(old), rtol=1e-6)
+
+
+def test_moments_keep_their_precision_beside_parameters_of_less():
+    coarse, fine = (MLP(2, 1, [w], param_dtype=jnp.bfloat16, rngs=nnx.Rngs(w)) for w in (4, 7))
+    transformation = optax.adam(1e-2, mu_dtype=jnp.float32)
+    state = transformation.init(nnx.state(coarse, nnx.Param))
+    mu = jax.tree.map(lambda leaf: leaf + jnp.float32(1.001), state[0].mu)
+    moved = transfer_optimizer_state(
+        transformation, (state[0]._replace(mu=mu), *state[1:]), coarse, fine, prolongate
+    )
+    kernel = moved[0].mu.output.kernel[...]
+    assert kernel.dtype == jnp.float32
+    assert np.all(np.asarray(kernel[:4]) == np.float32(1.001))
+
+
 def test_square_kernels_of_equal_shape_are_not_confused():
     """Two kernels of one shape keep their own moments: structure decides, not shape."""
     coarse, fine = (MLP(4, 4, [4, 4], rngs=nnx.Rngs(0)), MLP(4, 4, [6, 6], rngs=nnx.Rngs(1)))
@@ -203,6 +226,45 @@ def test_optimizers_per_level_restart_their_schedules_but_not_their_moments():
     state = optimizer.resize_state(prolongate_preserving(coarse, fine), prolongate_preserving)
     assert int(state[0].count) == 3
     assert int(state[1].count) == 0
+
+
+def test_optimizers_per_level_bring_their_own_injected_hyperparameters():
+    """Moments are carried; the rate, and the count of its schedule, are those of the new level."""
+    injected = optax.inject_hyperparams(optax.adam)
+    coarse, fine = pair()
+    optimizer = MultilevelOptimizer(
+        [injected(optax.linear_schedule(rate, 0.0, 10)) for rate in (1e-1, 1e-3)]
+    )
+    optimizer.init(coarse)
+    for _ in range(3):
+        optimizer.update(coarse, loss_and_gradient(coarse)[1])
+    state = optimizer.resize_state(prolongate_preserving(coarse, fine), prolongate_preserving)
+    assert float(state.hyperparams["learning_rate"]) == pytest.approx(1e-3)
+    assert int(state.count) == 0
+    assert int(state.inner_state[0].count) == 3
+    assert np.any(np.asarray(state.inner_state[0].mu.hidden[1].dense.kernel[...]) != 0)
+
+
+def test_a_hyperparameter_changed_by_hand_is_carried_on():
+    coarse, fine = pair()
+    optimizer = MultilevelOptimizer(optax.inject_hyperparams(optax.adam)(1e-2))
+    optimizer.init(coarse)
+    optimizer.state.hyperparams["learning_rate"] = jnp.asarray(5e-3)
+    state = optimizer.resize_state(prolongate_preserving(coarse, fine), prolongate_preserving)
+    assert float(state.hyperparams["learning_rate"]) == pytest.approx(5e-3)
+
+
+def test_an_optimizer_that_is_used_again_starts_on_the_coarsest_level():
+    coarse, fine = pair()
+    optimizer = MultilevelOptimizer([optax.sgd(1.0), optax.sgd(0.0)])
+    optimizer.init(coarse)
+    optimizer.resize_state(prolongate(coarse, fine), prolongate)
+    assert optimizer.level == 1
+    optimizer.init(coarse)
+    assert optimizer.level == 0
+    before = np.asarray(coarse.output.bias[...])
+    optimizer.update(coarse, loss_and_gradient(coarse)[1])
+    assert np.any(np.asarray(coarse.output.bias[...]) != before)
 
 
 def test_update_matches_plain_optax():

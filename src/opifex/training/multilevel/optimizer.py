@@ -16,7 +16,7 @@ own parameter instead; see `SecondMomentStart`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -42,7 +42,10 @@ OnTransition = Literal["carry", "restart"]
 """What happens to a state at a transition: it follows its parameters, or starts afresh."""
 
 SECOND_MOMENT_NAMES = frozenset({"nu", "nu_max", "sum_of_squares", "e_g"})
-"""Field names by which Optax's states call their averages of squared gradients."""
+"""Field names by which most of Optax's states call their averages of squared gradients."""
+
+SECOND_MOMENT_FIELDS: dict[type, tuple[str, ...]] = {optax.FactoredState: ("v",)}
+"""States that call them by a name which means something else elsewhere."""
 
 KeyPath = tuple[Any, ...]
 Transition = Callable[[Any, Any], Any]
@@ -70,16 +73,27 @@ def _with_params(model: nnx.Module, params: Any) -> nnx.Module:
     return nnx.merge(graph, params, rest, copy=True)
 
 
-def _filled(leaf: Array, value: float) -> Array:
+def _filled(leaf: Array | jax.ShapeDtypeStruct, value: float) -> Array:
     """An array like another with one value everywhere, made without compiling anything."""
     return jax.device_put(np.full(leaf.shape, value, leaf.dtype), leaf.sharding)
 
 
-def _tree_like(params: nnx.State, values: dict[KeyPath, Array]) -> nnx.State:
-    """A tree like ``params`` with the given leaves, and zeros where none is given."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: values.get(path, _filled(leaf, 0)), params
-    )
+def _tree_like(
+    params: nnx.State, values: dict[KeyPath, Array], dtype: jnp.dtype | None = None
+) -> nnx.State:
+    """A tree like ``params`` with the given leaves, and zeros (of ``dtype``) where none is given."""
+
+    def choose(path: KeyPath, leaf: Array) -> Array:
+        if path in values:
+            return values[path]
+        return _filled(
+            leaf
+            if dtype is None
+            else jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding),
+            0,
+        )
+
+    return jax.tree_util.tree_map_with_path(choose, params)
 
 
 def carried_fraction(
@@ -118,8 +132,22 @@ def _group_mirrors(
     return groups
 
 
-def _is_second_moment(prefix: KeyPath) -> bool:
-    return any(getattr(key, "name", None) in SECOND_MOMENT_NAMES for key in prefix)
+def _second_moment_prefixes(state: Any, prefixes: Collection[KeyPath]) -> set[KeyPath]:
+    """Which of the mirrored trees are averages of squared gradients."""
+    nodes = jax.tree_util.tree_flatten_with_path(
+        state, is_leaf=lambda node: isinstance(node, tuple(SECOND_MOMENT_FIELDS))
+    )[0]
+    found = {
+        (*path, jax.tree_util.GetAttrKey(field))
+        for path, node in nodes
+        for field in SECOND_MOMENT_FIELDS.get(type(node), ())
+    }
+    return {
+        prefix
+        for prefix in prefixes
+        if prefix in found
+        or any(getattr(key, "name", None) in SECOND_MOMENT_NAMES for key in prefix)
+    }
 
 
 class _StateMover:
@@ -141,8 +169,10 @@ class _StateMover:
         self.carried = _leaves_by_path(carried_fraction(coarse_model, fine_model, transition_fn))
 
     def _move_values(self, values: dict[KeyPath, Array]) -> dict[KeyPath, Array]:
-        coarse = _with_params(self.coarse_model, _tree_like(self.coarse_params, values))
-        zeros = _with_params(self.fine_model, _tree_like(self.fine_params, {}))
+        # In the precision of the state, which may be higher than that of the parameters.
+        dtype = jnp.result_type(*values.values()) if values else None
+        coarse = _with_params(self.coarse_model, _tree_like(self.coarse_params, values, dtype))
+        zeros = _with_params(self.fine_model, _tree_like(self.fine_params, {}, dtype))
         return _leaves_by_path(_params(self.transition_fn(coarse, zeros)))
 
     def _start(self, path: KeyPath, moved: Array, fresh: Array, second_moment: bool) -> Array:
@@ -172,7 +202,7 @@ class _StateMover:
         return started
 
     def move(
-        self, prefix: KeyPath, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array]
+        self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], second_moment: bool
     ) -> dict[KeyPath, Array]:
         """Leaves of one mirrored tree on the fine level."""
         plain = {
@@ -188,7 +218,7 @@ class _StateMover:
             p: a for p, a in fresh.items() if a.shape == self.fine_shapes[p] and p not in stacked
         }
         if plain:
-            result |= self._move_plain(plain, fresh_plain, _is_second_moment(prefix))
+            result |= self._move_plain(plain, fresh_plain, second_moment)
         if stacked:  # a memory of several trees, such as that of L-BFGS: one after the other
             depth = next(iter(stacked.values())).shape[0]
             slices = [
@@ -225,8 +255,9 @@ def transfer_optimizer_state(
         fine_model: model of the next level, already holding its starting values.
         transition_fn: the transfer of the parameters, linear in the coarse values.
         second_moment_start: see `SecondMomentStart`.
-        restart_schedules: start schedules again at step zero. Counts that correct the bias of
-            moments are always carried on.
+        restart_schedules: start schedules again at step zero, and take injected hyperparameters
+            from the fine level's transformation. Counts that correct the bias of moments are always
+            carried on.
 
     Returns:
         The state on the fine level. Trees that mirror the parameters are transferred; counts and
@@ -240,12 +271,13 @@ def transfer_optimizer_state(
     mover = _StateMover(coarse_model, fine_model, transition_fn, second_moment_start)
     coarse_groups = _group_mirrors(state, list(mover.coarse_shapes))
     fresh_groups = _group_mirrors(fresh, list(mover.fine_shapes))
+    second_moments = _second_moment_prefixes(fresh, fresh_groups)
     moved: dict[KeyPath, Array] = {}
     for prefix, leaves in fresh_groups.items():
-        values = mover.move(prefix, coarse_groups.get(prefix, {}), leaves)
+        values = mover.move(coarse_groups.get(prefix, {}), leaves, prefix in second_moments)
         moved |= {prefix + path: value for path, value in values.items()}
     carried = _leaves_by_path(state)
-    restarted = _schedule_counts(fresh) if restart_schedules else set()
+    restarted = _schedule_leaves(fresh) if restart_schedules else set()
 
     def choose(path: KeyPath, leaf: Array) -> Array:
         if path in moved:
@@ -263,16 +295,25 @@ def transfer_optimizer_state(
     return jax.tree_util.tree_map_with_path(choose, fresh)
 
 
-def _schedule_counts(state: optax.OptState) -> set[KeyPath]:
-    """Key paths of the step counts that only drive a schedule."""
+def _schedule_leaves(state: optax.OptState) -> set[KeyPath]:
+    """Key paths of hyperparameters and of the step counts that only drive a schedule."""
+
+    def is_injected(node: Any) -> bool:
+        return hasattr(node, "hyperparams") and hasattr(node, "inner_state")
 
     def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
+        return isinstance(node, optax.ScaleByScheduleState) or is_injected(node)
 
-    found = set()
+    found: set[KeyPath] = set()
     for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_schedule)[0]:
-        if is_schedule(node):
-            found |= {path + tail for tail, _ in jax.tree_util.tree_flatten_with_path(node)[0]}
+        if not is_schedule(node):
+            continue
+        tails = {tail for tail, _ in jax.tree_util.tree_flatten_with_path(node)[0]}
+        if is_injected(node):
+            inner = jax.tree_util.GetAttrKey("inner_state")
+            tails = {tail for tail in tails if tail[0] != inner}
+            tails |= {(inner, *tail) for tail in _schedule_leaves(node.inner_state)}
+        found |= {path + tail for tail in tails}
     return found
 
 
@@ -339,7 +380,7 @@ class MultilevelOptimizer:
         return self._per_level[min(level, len(self._per_level) - 1)]
 
     def init(self, model: nnx.Module) -> optax.OptState:
-        """Start afresh for a model; returns and keeps the Optax state.
+        """Start afresh for a model, on level 0; returns and keeps the Optax state.
 
         Raises:
             TypeError: if ``model`` is not an ``nnx.Module``.
@@ -347,6 +388,7 @@ class MultilevelOptimizer:
         if not isinstance(model, nnx.Module):
             raise TypeError(f"model must be an nnx.Module, got {type(model).__name__}")
         self._model = model
+        self.level = 0
         self.state = self.transformation.init(_params(model))
         return self.state
 
@@ -424,9 +466,8 @@ class MultilevelOptimizer:
     def restore(self, model: nnx.Module, state: optax.OptState | None, level: int) -> None:
         """Take up the state of a run that ended on ``level``; ``None`` starts a fresh one."""
         self.level = level
-        self.init(model)
-        if state is not None:
-            self.state = state
+        self._model = model
+        self.state = self.transformation.init(_params(model)) if state is None else state
 
 
 def check_gradient(grads: Any, params: Any) -> None:
