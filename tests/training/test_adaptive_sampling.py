@@ -47,6 +47,27 @@ def test_extreme_residuals_give_a_proper_density(scale):
     np.testing.assert_allclose(jnp.sum(p), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_residuals_that_are_not_finite(bad):
+    """An error by name; in compiled code they count as the largest finite one."""
+    residuals = jnp.array([1.0, bad, 3.0, 0.0])
+    with pytest.raises(ValueError, match="residuals must be finite, got NaN or infinity at 1 of 4"):
+        RADSampler().probabilities(residuals)
+    compiled = jax.jit(RADSampler(k=2.0).probabilities)
+    np.testing.assert_allclose(
+        compiled(residuals), RADSampler(k=2.0).probabilities(residuals.at[1].set(3.0)), rtol=1e-6
+    )
+
+
+def test_points_of_probability_zero_come_last_and_in_random_order():
+    sampler, residuals = RADSampler(k=1.0, c=0.0), jnp.zeros(20).at[7].set(1.0)
+    draws = [
+        tuple(np.asarray(sampler.sample_indices(residuals, 4, jax.random.key(i)))) for i in range(8)
+    ]
+    assert all(draw[0] == 7 for draw in draws)
+    assert len(set(draws)) == 8
+
+
 def test_growing_set_adds_points_where_the_residual_is_large():
     start = jnp.zeros((4, 1))
     candidates = jnp.arange(1.0, 101.0)[:, None]

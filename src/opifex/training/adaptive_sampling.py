@@ -30,7 +30,7 @@ class RADSampler:
 
     Raises:
         TypeError: if a number has the wrong type.
-        ValueError: if a number is negative, or both are zero.
+        ValueError: if a number is negative.
     """
 
     k: float = 1.0
@@ -44,16 +44,27 @@ class RADSampler:
         """Probability of each candidate.
 
         Args:
-            residuals: residual at each candidate; several components count by their norm.
+            residuals: residual at each candidate; several components count by their norm. Inside
+                compiled code, where no error can be raised, NaN and infinity count as the largest
+                finite residual.
 
         Raises:
-            ValueError: if ``residuals`` has no axis.
+            ValueError: if ``residuals`` has no axis, or outside of compiled code holds NaN or
+                infinity.
         """
         values = jnp.asarray(residuals)
         if values.ndim == 0:
             raise ValueError("residuals must have one entry per point, got a single number")
         flat = values.reshape(values.shape[0], -1)
         size = jnp.abs(flat[:, 0]) if flat.shape[1] == 1 else jnp.linalg.norm(flat, axis=1)
+        finite = jnp.isfinite(size)
+        if not isinstance(finite, jax.core.Tracer) and not bool(jnp.all(finite)):
+            raise ValueError(
+                f"residuals must be finite, got NaN or infinity at {int(jnp.sum(~finite))} of "
+                f"{finite.shape[0]} points"
+            )
+        # One bad point must not turn the density of all others into NaN.
+        size = jnp.where(finite, size, jnp.max(size, where=finite, initial=0.0))
         # Scaling first keeps |r|^k from under- or overflowing; the density does not notice.
         largest = jnp.max(size)
         power = (size / jnp.where(largest > 0, largest, 1.0)) ** self.k
@@ -76,7 +87,9 @@ class RADSampler:
             ValueError: if ``batch_size`` is not in 1..n.
         """
         check_positive_int("batch_size", batch_size)
-        log_probability = jnp.log(self.probabilities(residuals))
+        probability = self.probabilities(residuals)
+        # Points of probability zero come last, in random order, instead of all being -infinity.
+        log_probability = jnp.log(jnp.maximum(probability, jnp.finfo(probability.dtype).tiny))
         if batch_size > log_probability.shape[0]:
             raise ValueError(
                 f"batch_size must be at most the {log_probability.shape[0]} points, got {batch_size}"
@@ -104,10 +117,11 @@ class RADSampler:
             ValueError: if the numbers of points and residuals differ, or ``batch_size`` is out of
                 range.
         """
-        if points.shape[0] != residuals.shape[0]:
+        points, residuals = jnp.asarray(points), jnp.asarray(residuals)
+        if points.shape[:1] != residuals.shape[:1] or points.ndim == 0:
             raise ValueError(
-                f"residuals must have one entry per point, got {residuals.shape[0]} for "
-                f"{points.shape[0]} points"
+                f"residuals must have one entry per point, got shape {residuals.shape} for points "
+                f"of shape {points.shape}"
             )
         return points[self.sample_indices(residuals, batch_size, key)]
 
