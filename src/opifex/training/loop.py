@@ -205,8 +205,10 @@ class CompiledLoop:
         if executor is not None:
             self._compiled = executor.submit(self._compile, shapes)
         else:
+            # Kept only once it is there: after an error nobody may wait for a result.
+            program = self._compile(shapes)
             self._compiled = Future()
-            self._compiled.set_result(self._compile(shapes))
+            self._compiled.set_result(program)
 
     def wait(self) -> None:
         """Wait until the program is compiled."""

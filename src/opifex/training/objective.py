@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -93,8 +94,7 @@ class Objective:
             value = self._loss_fn(model, *batch, key=key)
         else:
             value = self._loss_fn(model, *batch)
-        if jnp.ndim(value) != 0:
-            raise ValueError(f"loss_fn must return a scalar, got shape {jnp.shape(value)}")
+        value = _scalar_loss(value)
         if tilt is not None:
             value = value - optax.tree.vdot(tilt, params)
         return value, rest if self.embed is not None else nnx.state(model, nnx.Not(nnx.Param))
@@ -122,6 +122,26 @@ class Objective:
         """The map from parameters to the model, and the points, as least-squares solvers want them."""
         points = batch if self.embed is None else batch[1:]
         return (lambda params: self._model(params, rest, batch)[0]), points
+
+
+def _scalar_loss(value: Any) -> Array:
+    """The loss as an array.
+
+    Raises:
+        TypeError: if it is not one real number but a tuple with further results, say.
+        ValueError: if it is an array of more than one number.
+    """
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
+        raise TypeError(
+            f"loss_fn must return a scalar and nothing else, got a {type(value).__name__}"
+        )
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"loss_fn must return a scalar, got shape {jnp.shape(value)}")
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(
+            f"loss_fn must return a real floating-point number, got {jnp.result_type(value)}"
+        )
+    return jnp.asarray(value)
 
 
 def _has_key_argument(function: Callable[..., Any]) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from opifex.core import ResidualTerm
+from opifex.models import MLP
 from opifex.training.multilevel import (
     CascadeTrainer,
     LayerAxes,
@@ -71,6 +72,8 @@ def rejects(function: Callable[..., Any], case: Case) -> None:
         ({"level_epochs": [1, 0, 2]}, ValueError, r"level_epochs\[1\] must be at least 1"),
         ({"level_epochs": [1, 2, 2.5]}, TypeError, r"level_epochs\[2\] must be an integer"),
         ({"level_epochs": 100}, TypeError, "level_epochs must be a sequence"),
+        ({"level_epochs": 2.5}, TypeError, "level_epochs must be a sequence"),
+        ({"level_epochs": {1: 2, 3: 4, 5: 6}}, TypeError, "level_epochs must be a sequence"),
         ({"warmup_epochs": -1}, ValueError, "warmup_epochs must be at least 0, got -1"),
         ({"warmup_epochs": None}, TypeError, "warmup_epochs must be an integer"),
     ],
@@ -289,6 +292,17 @@ def test_step_with_a_gradient_of_another_level() -> None:
         ({"loss_fn": 3.0}, TypeError, "loss_fn must be callable, got 3.0"),
         ({"loss_fn": None}, ValueError, "loss_fn must be given, or terms must not be empty"),
         ({"loss_fn": lambda model: jnp.ones(3) * model.value[...]}, ValueError, "loss_fn must ret"),
+        (
+            {"loss_fn": lambda model: (model.value[...], 1)},
+            TypeError,
+            "loss_fn must return a scalar and nothing else, got a tuple",
+        ),
+        ({"loss_fn": lambda model: None}, TypeError, "loss_fn must return .*got a NoneType"),
+        (
+            {"loss_fn": lambda model: model.value[...] + 1j},
+            TypeError,
+            "loss_fn must return a real floating-point number, got complex64",
+        ),
         ({"data": jnp.ones(3)}, TypeError, "data must be a tuple of arrays"),
         ({"data": [(), (), ()]}, ValueError, r"data must have one tuple per level \(2\)"),
         ({"terms": ["interior"]}, TypeError, "terms must consist of ResidualTerm"),
@@ -325,6 +339,17 @@ def test_fit(case: Case) -> None:
     subject = trainer()
     rejects(subject.fit, (arguments, *case[1:]))
     assert subject.current_level == 0
+
+
+def test_levels_that_do_not_fit_are_refused_before_training() -> None:
+    models = [MLP(1, 1, [width], rngs=nnx.Rngs(0)) for width in (2, 4)]
+    subject = CascadeTrainer([*models, Scalar()])
+    with pytest.raises(TypeError, match=r"hierarchy\[1\] cannot be .* hierarchy\[2\]: .*Scalar"):
+        subject.fit(lambda model, x: jnp.mean(model(x)), (jnp.ones((3, 1)),))
+    subject = CascadeTrainer([models[1], models[0]])
+    with pytest.raises(ValueError, match=r"hierarchy\[0\] cannot be .*: hidden\.0\.dense\.\w+ is"):
+        subject.fit(lambda model, x: jnp.mean(model(x)), (jnp.ones((3, 1)),))
+    assert subject.history.num_steps == 0
 
 
 def test_fit_leaves_the_trainer_usable_after_a_refusal() -> None:

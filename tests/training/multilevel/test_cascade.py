@@ -278,6 +278,18 @@ def test_result_does_not_depend_on_how_often_the_host_looks(report_every: int) -
     assert_same_params(trainer, reference)
 
 
+def test_compiled_programs_are_kept_in_the_folder_that_is_named(tmp_path: Any) -> None:
+    settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in settings}
+    trainer = CascadeTrainer([MLP(1, 1, [5, 5], rngs=nnx.Rngs(0))])
+    try:
+        trainer.fit(regression, (POINTS, TARGETS), epochs=[2], compilation_cache=tmp_path)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    assert list(tmp_path.glob("jit__run-*"))
+
+
 def test_compilation_ahead_changes_nothing() -> None:
     ahead, not_ahead = network_trainer(), network_trainer()
     ahead.fit(regression, (POINTS, TARGETS), compile_ahead=True)
@@ -475,3 +487,28 @@ def test_double_precision_of_a_context_reaches_the_compiling_thread():
         )
         assert history.losses.dtype == np.float64
         assert trainer.model.output.kernel[...].dtype == jnp.float64
+
+
+@pytest.mark.parametrize("compile_ahead", [True, False])
+def test_an_error_inside_the_loss_of_a_finer_level_surfaces(compile_ahead: bool) -> None:
+    """As itself, once, and without a thread that waits for ever; the coarse level is kept."""
+
+    def loss(model: Counter) -> jax.Array:
+        if model.count.shape == (2,):
+            raise RuntimeError("no loss for two")
+        return count_up(model)
+
+    trainer = CascadeTrainer(
+        [Counter(1), Counter(2)],
+        optax.sgd(1.0),
+        lambda coarse, fine: fine,
+        config=MultilevelConfig(num_levels=2, level_epochs=[4, 4]),
+    )
+
+    def ask_for_work(progress: Any) -> None:
+        with pytest.raises(RuntimeError, match="no loss for two"):
+            progress.step_work(0)
+
+    with pytest.raises(RuntimeError, match="no loss for two"):
+        trainer.fit(loss, compile_ahead=compile_ahead, callbacks=[ask_for_work])
+    assert float(trainer.hierarchy[0].count[0]) == 4.0

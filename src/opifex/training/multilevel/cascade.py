@@ -192,13 +192,17 @@ class CascadeTrainer:
 
     # -- by hand -----------------------------------------------------------------------------
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any, **extra: Any) -> None:
         """Update the current model, in place, and the optimizer's state with a gradient.
+
+        Args:
+            grads: gradient with respect to the model's parameters, as ``nnx.grad`` returns it.
+            **extra: extra arguments of the transformation, arrays only (``value=loss``).
 
         Raises:
             ValueError: if ``grads`` does not have the structure of the parameters.
         """
-        self.optimizer.update(self.model, grads)
+        self.optimizer.update(self.model, grads, **extra)
 
     def advance_level(self) -> bool:
         """Go to the next finer level with model and optimizer state.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from opifex.core.checks import check_fraction, check_nonnegative_int, check_positive_int
@@ -40,7 +40,10 @@ class MultilevelConfig:
         if self.level_epochs is None:
             epochs = tuple(_COARSEST_EPOCHS * 2**level for level in range(levels))
         else:
-            if isinstance(self.level_epochs, int | str):
+            # A mapping or a set has entries too, but their order says nothing about levels.
+            if isinstance(self.level_epochs, str | Mapping | Set) or not isinstance(
+                self.level_epochs, Iterable
+            ):
                 raise TypeError(
                     f"level_epochs must be a sequence of integers, got {self.level_epochs!r}"
                 )

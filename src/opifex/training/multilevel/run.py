@@ -22,7 +22,13 @@ from opifex.training.errors import NonFiniteLossError
 from opifex.training.loop import CompiledLoop, LoopState
 from opifex.training.multilevel.advance import AdvanceRule, LevelProgress
 from opifex.training.multilevel.history import History
-from opifex.training.multilevel.transfer import block_embedding
+from opifex.training.multilevel.transfer import (
+    block_embedding,
+    plan_transfer,
+    prolongate,
+    prolongate_fno_modes,
+    prolongate_preserving,
+)
 from opifex.training.objective import Objective, split_model
 from opifex.training.smoothers import Smoother, initial_state
 
@@ -40,6 +46,8 @@ CoarseObjective = Literal["own", "tilted", "block"]
 level's loss as a function of those of its parameters that they have too."""
 
 __all__ = ["Callback", "CoarseObjective", "Metrics", "MoveSmootherState", "MultilevelRun"]
+
+_PLANNED_TRANSFERS = (prolongate, prolongate_preserving, prolongate_fno_modes)
 
 
 class MultilevelRun:
@@ -177,8 +185,10 @@ class MultilevelRun:
         if self._executor is not None:
             self._costs[level] = self._executor.submit(self._loops[level].step_cost, state)
         else:
+            # Kept only once it is there: after an error nobody may wait for a result.
+            cost = self._loops[level].step_cost(state)
             self._costs[level] = Future()
-            self._costs[level].set_result(self._loops[level].step_cost(state))
+            self._costs[level].set_result(cost)
 
     def compile_level(self, level: int) -> None:
         """Compile the program of a level now, or ahead in a thread if that is enabled."""
@@ -225,6 +235,25 @@ class MultilevelRun:
         return nnx.merge(self.objective.structure, embed(block, params), rest, copy=True)
 
     # -- moves -------------------------------------------------------------------------------
+
+    def check_transfers(self) -> None:
+        """Find levels that do not fit together now, not after the coarse ones have been trained.
+
+        A transfer that is not one of this library's is left to raise its own errors.
+
+        Raises:
+            TypeError: if neighbouring models are of different classes.
+            ValueError: if their layers do not match; the message names the levels and the layer.
+        """
+        if self._prolongate not in _PLANNED_TRANSFERS:
+            return
+        for level in range(self.level, self.finest):
+            try:
+                plan_transfer(self.models[level], self.models[level + 1])
+            except (TypeError, ValueError) as error:
+                raise type(error)(
+                    f"hierarchy[{level}] cannot be prolongated to hierarchy[{level + 1}]: {error}"
+                ) from error
 
     def smooth(self, epochs: int | None = None) -> None:
         """Train the present level for some epochs, or until the rule, a callback or an error ends it.

@@ -45,6 +45,7 @@ class Cascade:
 
     def __call__(self, run: MultilevelRun) -> None:
         """Start on the present level."""
+        run.check_transfers()
         run.evaluate()
         while True:
             run.smooth()
