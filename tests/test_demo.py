@@ -20,6 +20,7 @@ def test_example_prints_a_table_and_draws_a_figure(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (tmp_path / "poisson_cascade.png").stat().st_size > 10_000
     assert "Results" in printed
+    assert "…" not in printed  # nothing is cut off at 80 columns
     for result in results:
         assert result.name.split()[0] in printed
         assert result.history.losses[-1] < result.history.losses[0]

@@ -115,6 +115,7 @@ def test_solution_shows_the_model_and_its_signed_error() -> None:
     assert left.get_xlim() == (0, 2)
     assert left.get_ylim() == (0, 4)
     assert (left.get_title(), right.get_title()) == ("solution", "error")
+    assert {(ax.get_xlabel(), ax.get_ylabel()) for ax in (left, right)} == {("x", "y")}
 
 
 def test_solution_takes_given_axes_and_a_component() -> None:

@@ -162,6 +162,8 @@ def plot_solution(
         ax.figure.colorbar(mesh, ax=ax)
         ax.set_aspect("equal")
         ax.set_title(title)
+        ax.set_xlabel("x")
+        ax.set_ylabel("y")
     return [left, right]
 
 
