@@ -18,6 +18,9 @@ Settings of jinns, and where they come from:
   settings; the equations, and periodicity for Allen-Cahn, are written as its own kinds of loss.
 - ``jinns, our weights`` is the same with the weights that our problems give to the conditions.
 
+With the random keys of the notebook the peer's script gives the losses that the notebook prints
+(0.504458257302837 at first, 1.7184e-07 at last), which the results record under ``check``.
+
 After the documented iterations the peer goes on with the same settings until it has trained as
 many seconds as our side of the same seed, so that a row also says what it reaches in equal time.
 """
@@ -45,6 +48,7 @@ REQUIREMENTS = ([f"jinns=={VERSION}"],)
 PROBLEMS = ("helmholtz", "burgers", "allen-cahn")
 ITERATIONS = 300
 SECONDS_CAP = 600.0
+PRINTED_LOSSES = (0.504458257302837, 1.7184374969268857e-07)  # in the notebook, first and last
 OURS, DOCUMENTED, WEIGHTED = "opifex lm-cascade", "jinns", "jinns, our weights"
 
 
@@ -73,10 +77,10 @@ def weights_of(problem: Problem, ours: bool) -> dict[str, float]:
     }
 
 
-def thinned(curve: list[Any], most: int = 60) -> list[Any]:
-    """At most so many points of a curve, with its last."""
+def thinned(curve: list[Any], most: int = 60) -> list[list[float]]:
+    """At most so many points of a curve, with its last, to four digits."""
     stride = -(-len(curve) // (most - 1))
-    return [*curve[:-1:stride], curve[-1]]
+    return [[float(f"{x:.4g}") for x in point] for point in [*curve[:-1:stride], curve[-1]]]
 
 
 def our_row(run: Run, target: float) -> dict[str, Any]:
@@ -116,29 +120,58 @@ def peer_row(result: dict[str, Any], target: float) -> dict[str, Any]:
     }
 
 
+def export(name: str, problem: Problem, folder: Path) -> Path:
+    """Write the points and the solution that errors are measured with."""
+    grid = problem.evaluation_points()
+    data = folder / f"{name}.npz"
+    np.savez(data, points=np.asarray(grid), exact=np.asarray(problem.exact(grid)))
+    return data
+
+
+def peer_arguments(name: str, problem: Problem, data: Path, *, ours: bool = False) -> list[str]:
+    """What the peer's script needs to know of a problem."""
+    weights, constants = json.dumps(weights_of(problem, ours)), json.dumps(constants_of(problem))
+    known = ["--problem", name, "--data", str(data), "--weights", weights]
+    return [*known, "--constants", constants, "--iterations", str(ITERATIONS)]
+
+
+def check_notebook(python: Path, folder: Path) -> dict[str, Any]:
+    """Repeat the run of the notebook with its keys, and compare with the losses it prints.
+
+    Raises:
+        RuntimeError: if a loss differs by more than one in a thousand.
+    """
+    problem = CASES["burgers"].problem
+    arguments = peer_arguments("burgers", problem, export("check", problem, folder))
+    result = run_peer(python, "jinns_pinns.py", *arguments, "--seed", "2", "--notebook-keys")
+    losses = (result["first_loss"], result["final_loss"])
+    if not np.allclose(losses, PRINTED_LOSSES, rtol=1e-3, atol=0):
+        raise RuntimeError(f"losses {losses} are not those of the notebook, {PRINTED_LOSSES}")
+    row = peer_row(result, CASES["burgers"].target)
+    kept = {name: row[name] for name in ("error", "iterations", "seconds")}
+    return {"losses": losses, "printed_losses": PRINTED_LOSSES, **kept}
+
+
 def compare(
     name: str, case: Case, seeds: list[int], python: Path, folder: Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All rows of a problem, and what the peer says of itself."""
-    grid = case.problem.evaluation_points()
-    data = folder / f"{name}.npz"
-    np.savez(data, points=np.asarray(grid), exact=np.asarray(case.problem.exact(grid)))
+    data = export(name, case.problem, folder)
     rows: list[dict[str, Any]] = []
     peer: dict[str, Any] = {}
     for seed in seeds:
         ours = our_row(methods(case)["lm-cascade"](seed, None), case.target)
         found = {OURS: ours}
         for method in (DOCUMENTED, WEIGHTED):
-            weights = weights_of(case.problem, ours=method == WEIGHTED)
+            weighted = method == WEIGHTED
             peer = run_peer(
                 python,
                 "jinns_pinns.py",
-                *("--problem", name, "--data", str(data), "--seed", str(seed)),
-                *("--weights", json.dumps(weights)),
-                *("--constants", json.dumps(constants_of(case.problem))),
-                *("--iterations", str(ITERATIONS), "--seconds", str(ours["seconds"])),
+                *peer_arguments(name, case.problem, data, ours=weighted),
+                *("--seed", str(seed), "--seconds", str(ours["seconds"])),
                 *("--cap", str(SECONDS_CAP)),
             )
+            weights = weights_of(case.problem, weighted)
             found[method] = {"weights": weights, **peer_row(peer, case.target)}
         for method, row in found.items():
             label = {"problem": name, "method": method, "seed": seed, "target": case.target}
@@ -185,6 +218,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     peer: dict[str, Any] = {}
     with jax.enable_x64(True), tempfile.TemporaryDirectory() as folder:
+        check = check_notebook(python, Path(folder))
+        CONSOLE.print({"notebook": check})
         for name in given.problem:
             found, peer = compare(name, CASES[name], given.seeds, python, Path(folder))
             rows += found
@@ -208,6 +243,7 @@ def main() -> None:
             },
         },
         ours={name: [vars(level) for level in CASES[name].levels] for name in given.problem},
+        check=check,
         median=summary,
         rows=rows,
     )

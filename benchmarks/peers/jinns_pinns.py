@@ -117,16 +117,31 @@ class Periodic(jinns.loss.BoundaryConditionAbstract):
         return jnp.zeros((1,)), jnp.zeros((1,))
 
 
-def build(problem: str, seed: int, weights: dict[str, float], constants: dict[str, float]) -> Any:
+def keys_of(seed: int, notebook: bool) -> tuple[jax.Array, jax.Array]:
+    """Keys of the network and of the points; those of the notebook if its seed, 2, is given."""
+    key = jax.random.key(seed)
+    if not notebook:
+        return tuple(jax.random.split(key))
+    # The notebook's second split serves its separable network and then its points.
+    key, network_key = jax.random.split(key)
+    return network_key, jax.random.split(key)[1]
+
+
+def build(
+    problem: str,
+    keys: tuple[jax.Array, jax.Array],
+    weights: dict[str, float],
+    constants: dict[str, float],
+) -> Any:
     """Network, parameters, loss and collocation points of a problem.
 
     Args:
         problem: ``burgers``, ``allen-cahn`` or ``helmholtz``.
-        seed: of the network and of the points.
+        keys: of the network and of the points.
         weights: of jinns's loss terms, by its names.
         constants: of the equation, by our names.
     """
-    network_key, points_key = jax.random.split(jax.random.key(seed))
+    network_key, points_key = keys
     layers: list[tuple[Any, ...]] = []
     for inputs, outputs in pairwise(WIDTHS):
         layers += [(eqx.nn.Linear, inputs, outputs), (jax.nn.tanh,)]
@@ -198,6 +213,7 @@ def main() -> None:
     parser.add_argument("--problem", required=True, choices=["burgers", "allen-cahn", "helmholtz"])
     parser.add_argument("--data", required=True, help="points (x, t) or (x, y) and solution")
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--notebook-keys", action="store_true", help="random keys as there")
     parser.add_argument("--weights", type=json.loads, required=True)
     parser.add_argument("--constants", type=json.loads, required=True)
     parser.add_argument("--iterations", type=int, default=300, help="at least so many")
@@ -211,10 +227,11 @@ def main() -> None:
     where = jnp.asarray(arrays["points"])[:, :: (1 if given.problem == "helmholtz" else -1)]
     stopwatch = Stopwatch(given.iterations, given.seconds, given.cap)
     start, processor_start = time.perf_counter(), time.process_time()
-    u, params, loss, points = build(given.problem, given.seed, given.weights, given.constants)
+    keys = keys_of(given.seed, given.notebook_keys)
+    u, params, loss, points = build(given.problem, keys, given.weights, given.constants)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        jinns.solve(
+        losses = jinns.solve(
             init_params=params,
             data=points,
             optimizer=vanilla_ngd(),
@@ -223,7 +240,7 @@ def main() -> None:
             n_iter=given.iterations if given.seconds <= 0 else 100 * given.iterations,
             print_loss_every=100,
             validation=Watched(stopwatch=stopwatch),
-        )
+        )[1]
         jax.effects_barrier()
     processor = time.process_time() - processor_start
     training = seconds_in(output.getvalue(), "Training")
@@ -245,6 +262,8 @@ def main() -> None:
                         zip(stopwatch.times, stopwatch.networks, strict=True)
                     )
                 ],
+                "first_loss": float(losses[0]),
+                "final_loss": float(losses[len(stopwatch.times) - 1]),
                 "compile_seconds": seconds_in(output.getvalue(), "Compilation"),
                 "processor_seconds": processor,
                 "parameters": int(sum(x.size for x in jax.tree.leaves(params.nn_params))),
