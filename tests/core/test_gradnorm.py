@@ -68,6 +68,13 @@ def test_page_usage_and_reset():
     np.testing.assert_allclose(slope, 1.0)
 
 
+def test_losses_that_have_all_become_zero_leave_the_weights_finite():
+    balancer = GradNormBalancer(num_losses=2)
+    balancer.set_initial_losses([1.0, 2.0])
+    weights = balancer.update_weights([0.0, 0.0], [0.0, 0.0])
+    np.testing.assert_allclose(weights, 1.0)
+
+
 def test_wrong_arguments_are_named():
     for bad, error, name in (
         ({"num_losses": 0}, ValueError, "num_losses"),
@@ -81,6 +88,10 @@ def test_wrong_arguments_are_named():
     balancer = GradNormBalancer(2)
     with pytest.raises(ValueError, match="losses"):
         balancer.compute_weighted_loss([1.0])
+    with pytest.raises(TypeError, match=r"losses must be a sequence or an array .*got float"):
+        balancer.compute_weighted_loss(1.0)
+    with pytest.raises(ValueError, match=r"losses must hold num_losses=2 .*shape"):
+        balancer.compute_weighted_loss(jnp.ones(()))
     with pytest.raises(ValueError, match="losses"):
         balancer.set_initial_losses(jnp.ones(3))
     with pytest.raises(RuntimeError, match="set_initial_losses"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -47,7 +48,9 @@ def gradnorm_objective(
         alpha: strength of the restoring force, at least 0.
     """
     weighted = weights * norms
-    rates = loss_ratios / jnp.mean(loss_ratios)
+    # When every loss has become zero, all train alike; 0 / 0 would end in the weights for good.
+    mean = jnp.mean(loss_ratios)
+    rates = jnp.where(mean > 0, loss_ratios / jnp.where(mean > 0, mean, 1.0), 1.0)
     targets = jax.lax.stop_gradient(jnp.mean(weighted) * rates**alpha)
     return jnp.sum(jnp.abs(weighted - targets))
 
@@ -87,6 +90,10 @@ def gradient_norms(
     return jnp.sqrt(sum(squares[1:], start=squares[0]))
 
 
+def _stack(values: Any) -> Array:
+    return jnp.stack([jnp.asarray(v) for v in values]) if len(values) else jnp.zeros(0)
+
+
 class GradNormBalancer(nnx.Module):
     """Keeps the weights of several losses, and the losses they started from.
 
@@ -121,7 +128,11 @@ class GradNormBalancer(nnx.Module):
         self._initial_losses: Array | None = nnx.data(None)
 
     def _vector(self, name: str, values: Losses) -> Float[Array, " terms"]:
-        vector = jnp.stack([jnp.asarray(v) for v in values]) if len(values) else jnp.zeros(0)
+        if not isinstance(values, Sequence | jax.Array | np.ndarray) or isinstance(values, str):
+            raise TypeError(
+                f"{name} must be a sequence or an array of numbers, got {type(values).__name__}"
+            )
+        vector = jnp.asarray(values) if isinstance(values, jax.Array) else _stack(values)
         if vector.shape != (self.num_losses,):
             raise ValueError(
                 f"{name} must hold num_losses={self.num_losses} numbers, got shape {vector.shape}"
@@ -137,6 +148,7 @@ class GradNormBalancer(nnx.Module):
         """Set the losses that training rates are relative to.
 
         Raises:
+            TypeError: if ``losses`` is neither a sequence nor an array.
             ValueError: if the number of losses is wrong.
         """
         self._initial_losses = jax.lax.stop_gradient(self._vector("losses", losses))
@@ -150,6 +162,7 @@ class GradNormBalancer(nnx.Module):
         """The sum of the weighted losses. The weights count as constants.
 
         Raises:
+            TypeError: if ``losses`` is neither a sequence nor an array.
             ValueError: if the number of losses is wrong.
         """
         vector = self._vector("losses", losses)
