@@ -63,7 +63,7 @@ def check_data(data: Any, batch_size: int | None) -> tuple[tuple[Any, ...], int]
         The data with every leaf on the device, and the number of steps per epoch.
 
     Raises:
-        TypeError: if ``data`` is not a tuple or list.
+        TypeError: if ``data`` is not a tuple or list, or holds something that is not numeric.
         ValueError: if mini-batches are asked for and the arrays do not share their first axis, or
             hold fewer samples than one batch.
     """
@@ -71,7 +71,10 @@ def check_data(data: Any, batch_size: int | None) -> tuple[tuple[Any, ...], int]
         raise TypeError(
             f"data must be a tuple of arrays, got {type(data).__name__}; write (x,) for one array"
         )
-    arrays = jax.tree.map(jnp.asarray, tuple(data))
+    try:
+        arrays = jax.tree.map(jnp.asarray, tuple(data))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"data must hold arrays of numbers: {error}") from error
     if batch_size is None:
         return arrays, 1
     check_positive_int("batch_size", batch_size)

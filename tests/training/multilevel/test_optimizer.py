@@ -284,6 +284,23 @@ def test_update_matches_plain_optax():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+def test_a_line_search_can_be_stepped_by_hand():
+    """`value_fn` cannot go into a compiled step, so that step is not compiled."""
+    model = MLP(2, 1, [4], rngs=nnx.Rngs(0))
+    optimizer = MultilevelOptimizer(optax.lbfgs())
+    before = float(loss(model))
+    for _ in range(2):
+        value, grads = loss_and_gradient(model)
+        optimizer.update(
+            model,
+            grads,
+            value=value,
+            grad=grads,
+            value_fn=lambda params: loss(nnx.merge(nnx.graphdef(model), params)),
+        )
+    assert float(loss(model)) < 0.9 * before
+
+
 def test_wrong_arguments_are_named():
     model = MLP(2, 1, [4], rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="transformation"):

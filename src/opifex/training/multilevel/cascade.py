@@ -197,7 +197,8 @@ class CascadeTrainer:
 
         Args:
             grads: gradient with respect to the model's parameters, as ``nnx.grad`` returns it.
-            **extra: extra arguments of the transformation, arrays only (``value=loss``).
+            **extra: extra arguments of the transformation (``value=loss``), see
+                `MultilevelOptimizer.update`.
 
         Raises:
             ValueError: if ``grads`` does not have the structure of the parameters.

@@ -404,7 +404,9 @@ class MultilevelOptimizer:
         Args:
             model: the model to change.
             grads: gradient with respect to its parameters, as ``nnx.grad`` returns it.
-            **extra: extra arguments of the transformation, arrays only (``value=loss``).
+            **extra: extra arguments of the transformation (``value=loss``). A function among them
+                (the ``value_fn`` of a line search, of the parameters' ``nnx.State``) makes this step
+                run uncompiled.
 
         Raises:
             ValueError: if ``grads`` does not have the structure of the parameters.
@@ -414,7 +416,8 @@ class MultilevelOptimizer:
         self._model = model
         params = _params(model)
         check_gradient(grads, params)
-        new, self.state = self._compiled(self.level, params, grads, self.state, extra)
+        apply = self._apply if any(map(callable, extra.values())) else self._compiled
+        new, self.state = apply(self.level, params, grads, self.state, extra)
         nnx.update(model, new)
 
     def resize_state(self, new_model: nnx.Module, transition_fn: Transition) -> optax.OptState:

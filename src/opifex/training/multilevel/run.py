@@ -333,6 +333,11 @@ class MultilevelRun:
         found = self._metric_programs[self.level](variables)
         named = found if isinstance(found, dict) else {"metric": found}
         for name, value in named.items():
+            if value is None:
+                raise TypeError(
+                    "evaluate must return a scalar or a dictionary of scalars, got None for "
+                    f"{name!r}"
+                )
             if jnp.ndim(value) != 0:
                 raise ValueError(
                     f"evaluate must return a scalar or a dictionary of scalars, got shape "
