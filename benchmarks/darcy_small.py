@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from common import compare_runs, median, parser, ratio, seconds_to, write_results
+from common import compare_runs, median_ratios, parser, write_results
+from incremental_fno import compare_with_peer, evaluation_curve, incremental_fno_runs
 from operator_time_to_accuracy import CONSOLE, Case, Experiment, tune
 from opifex.data import OperatorData, load_darcy_small
 from opifex.models import FNO
 from opifex.viz import comparison_table
-from peers.environment import environment, run_peer
 
 CASE = Case(
     "darcy_small",
@@ -34,7 +34,6 @@ CASE = Case(
     cascade_epochs=(5, 20),
     grid_kind="cell",
 )
-REQUIREMENTS = (["torch==2.13.0"], ["neuraloperator==2.0.0"])
 
 
 def joined(*parts: OperatorData) -> OperatorData:
@@ -53,20 +52,9 @@ def parameters(case: Case) -> int:
 
 
 def peer_runs(seeds: Sequence[int], folder: str | None) -> list[dict[str, Any]]:
-    """The peer on every seed."""
-    python = environment("neuraloperator", REQUIREMENTS, folder)
+    """The peer on every seed, on the file that comes with the package."""
     with resources.as_file(resources.files("opifex.data") / "files" / "darcy_small.npz") as data:
-        return [
-            run_peer(
-                python,
-                "neuraloperator_incremental.py",
-                "--data",
-                str(data),
-                "--seed",
-                str(seed),
-            )
-            for seed in seeds
-        ]
+        return incremental_fno_runs(data, seeds, folder)
 
 
 def main() -> None:
@@ -86,20 +74,10 @@ def main() -> None:
     for seed, peer in zip(given.seeds, peers, strict=True):
         one = experiment.alone(best_alone["rate"], best_alone["schedule"], seed, error)
         many = experiment.cascade(best_cascade["rate"], best_cascade["schedule"], seed, error)
-        peer_best = min(peer["curve"], key=lambda point: point[1])
-        reached = seconds_to(many, peer_best[1])
         runs.append(
             {
                 "seed": seed,
-                "peer_best_error": peer_best[1],
-                "peer_seconds_to_best": peer_best[0],
-                "peer_final_error": peer["curve"][-1][1],
-                "peer_seconds": peer["curve"][-1][0],
-                "seconds_to_peer_best": reached,
-                "ratio_to_peer": ratio(peer_best[0], reached),
-                "ratio_to_peer_with_compilation": ratio(
-                    peer_best[0], None if reached is None else reached + many.compile_seconds
-                ),
+                **compare_with_peer(peer["curve"], evaluation_curve(many), many.compile_seconds),
                 **compare_runs(one, many),
                 "curve_peer": peer["curve"],
             }
@@ -107,9 +85,7 @@ def main() -> None:
         shown = [{k: v for k, v in r.items() if not k.startswith("curve")} for r in runs]
         for row in shown:
             CONSOLE.print(row)
-    summary = {
-        key: median([run[key] for run in runs]) for key in runs[0] if key.startswith("ratio")
-    }
+    summary = median_ratios(runs)
     CONSOLE.print(comparison_table([{k: str(v) for k, v in summary.items()}], title="medians"))
     write_results(
         "darcy_small",
