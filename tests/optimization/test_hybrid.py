@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from opifex.optimization.second_order import HybridOptimizer, HybridOptimizerConfig
+from opifex.training.multilevel import CascadeTrainer, create_network_hierarchy
 
 # In the basin of the global minimum: in four dimensions Rosenbrock's function has a second one.
 START = {"x": jnp.array([1.2, 1.0, 0.5]), "y": jnp.array(2.0)}
@@ -191,3 +193,20 @@ def test_bad_settings_are_named(settings, error, name):
 def test_bad_config_is_named():
     with pytest.raises(TypeError, match="config"):
         HybridOptimizer({"learning_rate": 1e-3})
+
+
+def test_works_inside_a_cascade_and_its_memory_follows_the_parameters():
+    x = jnp.linspace(-1.0, 1.0, 16)[:, None]
+    targets = jnp.sin(3 * x)
+    trainer = CascadeTrainer(
+        create_network_hierarchy(1, 1, [6], num_levels=2, rngs=nnx.Rngs(0)),
+        HybridOptimizer(HybridOptimizerConfig(criterion="step", switch_step=3)),
+    )
+    losses = trainer.fit(lambda model: jnp.mean((model(x) - targets) ** 2), epochs=[8, 8]).losses
+    state = trainer.optimizer.state
+    assert bool(state.switched)
+    assert int(state.switch_step) == 3
+    assert int(state.step) == 16
+    assert np.all(np.diff(losses) <= 1e-7)  # a line search never goes up, nor does the transition
+    assert losses[3] - losses[4] > 5 * (losses[2] - losses[3])  # L-BFGS starts after three steps
+    assert losses[-1] < 0.5 * losses[8]
