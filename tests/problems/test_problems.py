@@ -193,10 +193,22 @@ def test_evaluation_grid():
         (lambda: interior_points(0), "num_points"),
         (lambda: interior_points(5, method="regular"), "method"),
         (lambda: grid_points([3]), "shape"),
-        (lambda: Poisson().sample_points(jax.random.key(0), 0, 10), "num_points"),
+        (lambda: Poisson().sample_points(jax.random.key(0), 0, 10), "num_interior"),
+        (lambda: Poisson().sample_points(jax.random.key(0), 10, 0), "num_boundary"),
         (lambda: Poisson().loss(lambda x: x[:1], jnp.ones((3, 2))), "points"),
     ],
 )
 def test_wrong_arguments_are_named(build, name):
     with pytest.raises(ValueError, match=name):
         build()
+
+
+@pytest.mark.parametrize("key", [3, "seed", np.zeros(2, np.uint32), jax.random.split])
+def test_random_keys_are_checked(key):
+    for draw in (
+        lambda: Poisson().sample_points(key, 10, 10),
+        lambda: interior_points(5, key=key),
+        lambda: generate_boundary_points(5, key=key),
+    ):
+        with pytest.raises(TypeError, match="key must be a random key"):
+            draw()

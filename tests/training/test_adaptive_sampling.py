@@ -86,6 +86,11 @@ def test_growing_set_adds_points_where_the_residual_is_large():
     assert np.array_equal(full.points[:9], grown.points[:9])
 
 
+def test_a_number_is_no_key():
+    with pytest.raises(TypeError, match="key must be a random key"):
+        RADSampler().sample(jnp.ones((2, 1)), jnp.ones(2), 1, 0)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="k must"):
         RADSampler(k=-1.0)

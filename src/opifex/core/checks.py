@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 __all__ = [
     "check_callable",
     "check_choice",
     "check_fraction",
+    "check_key",
     "check_nonnegative",
     "check_nonnegative_int",
     "check_positive",
@@ -92,3 +96,11 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
     return str(value)
+
+
+def check_key(name: str, value: Any) -> None:
+    """Raise unless ``value`` is one random key, of the typed kind or a pair of ``uint32``."""
+    typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    raw = isinstance(value, jax.Array) and value.dtype == jnp.uint32 and value.shape == (2,)
+    if not (typed and value.shape == ()) and not raw:
+        raise TypeError(f"{name} must be a random key such as jax.random.key(0), got {value!r}")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from opifex.core.checks import check_positive_int
 from opifex.core.residuals import (
     PointFunction,
     ResidualTerm,
@@ -70,9 +71,11 @@ class Problem(abc.ABC):
             method: how interior points are drawn, see `interior_points`.
 
         Raises:
-            TypeError: if a number is not an integer.
+            TypeError: if a number is not an integer, or ``key`` is no random key.
             ValueError: if a number is not positive or ``method`` is unknown.
         """
+        check_positive_int("num_interior", num_interior)
+        check_positive_int("num_boundary", num_boundary)
         interior = interior_points(num_interior, self.domain, key=key, method=method)
         return (interior, *self.condition_points(num_boundary))
 

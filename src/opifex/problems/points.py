@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.stats import qmc
 
-from opifex.core.checks import check_choice, check_positive_int
+from opifex.core.checks import check_choice, check_key, check_positive_int
 
 __all__ = ["UNIT_SQUARE", "Box", "generate_boundary_points", "grid_points", "interior_points"]
 
@@ -72,11 +72,13 @@ def interior_points(
             key gives the scrambling). Both are nested for equal keys.
 
     Raises:
+        TypeError: if ``num_points`` is not an integer or ``key`` is no random key.
         ValueError: if ``num_points`` is not positive or ``method`` is unknown.
     """
     check_positive_int("num_points", num_points)
     check_choice("method", method, ["uniform", "sobol"])
     key = jax.random.key(0) if key is None else key
+    check_key("key", key)
     seed = np.asarray(jax.random.key_data(key)).astype(np.uint32).tolist()
     if method == "sobol":
         sequence = qmc.Sobol(domain.dim, scramble=True, rng=np.random.default_rng(seed))
@@ -100,10 +102,12 @@ def generate_boundary_points(
             Halton sequence (more).
 
     Raises:
-        TypeError: if ``num_points`` is not an integer.
+        TypeError: if ``num_points`` is not an integer or ``key`` is no random key.
         ValueError: if ``num_points`` is not positive.
     """
     check_positive_int("num_points", num_points)
+    if key is not None:
+        check_key("key", key)
     dim, faces = domain.dim, 2 * domain.dim
     per_face = [num_points // faces + (face < num_points % faces) for face in range(faces)]
     pieces = []

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from opifex.core.checks import check_nonnegative, check_positive_int
+from opifex.core.checks import check_key, check_nonnegative, check_positive_int
 
 __all__ = ["GrowingPoints", "RADSampler", "RARDSampler"]
 
@@ -83,10 +83,11 @@ class RADSampler:
             key: random key.
 
         Raises:
-            TypeError: if ``batch_size`` is not an integer.
+            TypeError: if ``batch_size`` is not an integer, or ``key`` is no random key.
             ValueError: if ``batch_size`` is not in 1..n.
         """
         check_positive_int("batch_size", batch_size)
+        check_key("key", key)
         probability = self.probabilities(residuals)
         # Points of probability zero come last, in random order, instead of all being -infinity.
         log_probability = jnp.log(jnp.maximum(probability, jnp.finfo(probability.dtype).tiny))

@@ -12,7 +12,13 @@ import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from opifex.core.checks import check_callable, check_choice, check_positive_int, check_sequence
+from opifex.core.checks import (
+    check_callable,
+    check_choice,
+    check_key,
+    check_positive_int,
+    check_sequence,
+)
 from opifex.core.residuals import ResidualTerm
 from opifex.models.mlp import Activation
 from opifex.training.loop import check_data, enable_compilation_cache
@@ -292,7 +298,7 @@ class CascadeTrainer:
         if report_every is not None:
             check_positive_int("report_every", report_every)
         if key is not None:
-            _check_key(key)
+            check_key("key", key)
         if compilation_cache is not None:
             if not isinstance(compilation_cache, str | PathLike):
                 raise TypeError(f"compilation_cache must be a folder, got {compilation_cache!r}")
@@ -414,13 +420,6 @@ def _check_for_cycles(batch_size: int | None, advance: Any) -> None:
         )
     if advance is not None:
         raise ValueError("advance must be None with cycles, which fix the order of the levels")
-
-
-def _check_key(key: Any) -> None:
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    raw = isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,)
-    if not (typed and key.shape == ()) and not raw:
-        raise TypeError(f"key must be a random key such as jax.random.key(0), got {key!r}")
 
 
 def _check_hierarchy(hierarchy: Any) -> list[nnx.Module]:
