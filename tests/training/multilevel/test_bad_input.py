@@ -354,6 +354,23 @@ def test_levels_that_do_not_fit_are_refused_before_training() -> None:
     assert subject.history.num_steps == 0
 
 
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (None, TypeError, "prolongate_fn must return the new fine model, got None"),
+        (Scalar(), ValueError, r"prolongate_fn must return a model like the fine one.*got nothing"),
+    ],
+)
+def test_transfers_that_return_something_else(
+    returned: Any, error: type[Exception], message: str
+) -> None:
+    models = create_network_hierarchy(1, 1, [2], num_levels=2, rngs=nnx.Rngs(0))
+    subject = CascadeTrainer(models, optax.sgd(0.1), lambda coarse, fine: returned)
+    with pytest.raises(error, match=message):
+        subject.fit(lambda model, x: jnp.mean(model(x)), (jnp.ones((3, 1)),), epochs=[1, 1])
+    assert subject.current_level == 0
+
+
 def test_fit_leaves_the_trainer_usable_after_a_refusal() -> None:
     subject = trainer()
     with pytest.raises(ValueError, match="report_every"):

@@ -300,10 +300,16 @@ class MultilevelRun:
                 break
 
     def prolongate(self) -> None:
-        """Go to the next finer level, with the model and the smoother's state."""
+        """Go to the next finer level, with the model and the smoother's state.
+
+        Raises:
+            TypeError: if the transfer returns no model.
+            ValueError: if it returns a model of another structure than the fine level's.
+        """
         clock = time.perf_counter()
         coarse, fine = self.models[self.level], self.models[self.level + 1]
         new = self._prolongate(coarse, fine)
+        _check_prolongated(new, fine)
         state = self._move_smoother_state(self.level, self.smoother_state, coarse, new)
         self.move_to(self.level + 1, new)
         self.smoother_state = state
@@ -412,4 +418,26 @@ class MultilevelRun:
         self._keep(state)
         raise NonFiniteLossError(
             self.level, failed_at, float(known[-1]) if len(known) else float("nan")
+        )
+
+
+def _check_prolongated(new: Any, fine: nnx.Module) -> None:
+    """Raise unless a transfer returned a model for which the fine level's program is right."""
+    if not isinstance(new, nnx.Module):
+        raise TypeError(
+            f"prolongate_fn must return the new fine model, got {new!r} of type "
+            f"{type(new).__name__}"
+        )
+    shapes, wanted = (
+        {
+            jax.tree_util.keystr(path): getattr(leaf, "shape", ())
+            for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))
+        }
+        for model in (new, fine)
+    )
+    if shapes != wanted:
+        name = next(n for n in [*wanted, *shapes] if shapes.get(n) != wanted.get(n))
+        raise ValueError(
+            "prolongate_fn must return a model like the fine one, which has "
+            f"{name}: {wanted.get(name, 'nothing')}, got {shapes.get(name, 'nothing')}"
         )
