@@ -4,6 +4,7 @@ from opifex.models.corrected import CorrectedModel, FrozenVariable, freeze
 from opifex.models.fno import FNO, FourierBlock, SpectralConv
 from opifex.models.mlp import MLP, HiddenLayer
 from opifex.models.multiscale import FourierFeatures, FrequencyBand, MultiscaleMLP
+from opifex.models.trial_function import SymmetricModel, TrialFunction
 
 __all__ = [
     "FNO",
@@ -16,5 +17,7 @@ __all__ = [
     "HiddenLayer",
     "MultiscaleMLP",
     "SpectralConv",
+    "SymmetricModel",
+    "TrialFunction",
     "freeze",
 ]

@@ -7,11 +7,13 @@ from functools import lru_cache
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.interpolate import RectBivariateSpline
 
 from opifex.core.checks import check_positive
 from opifex.core.residuals import PointFunction, ResidualTerm
+from opifex.models import TrialFunction
 from opifex.problems.base import Problem
 from opifex.problems.evolution import initial_points, side_points, space_time_derivatives
 from opifex.problems.points import Box
@@ -68,6 +70,27 @@ class AllenCahn(Problem):
         return (
             initial_points(half, self.domain, key),
             side_points(half, self.domain, key, both=False),
+        )
+
+    def trial_function(self, network: nnx.Module) -> TrialFunction:
+        r"""$e^{-2\rho t} u_0(x) + (1 - e^{-2\rho t}) N(\cos \pi x, t)$: even and periodic.
+
+        The periodic continuation of $u_0$ has a kink at the ends, where $u_0 = -1$. Deviations from
+        this stable value decay at the rate $2\rho$, and so does the kink of the trial function. What
+        diffusion does to the kink meanwhile is left out; with the default coefficients that is a
+        relative error of a few $10^{-5}$. The network's second input is the time scaled to [-1, 1].
+        """
+
+        def decay(x: Array) -> Array:
+            return jnp.exp(-2 * self.reaction * x[..., 1:])
+
+        return TrialFunction(
+            network,
+            offset=lambda x: decay(x) * initial_value(x[..., :1]),
+            factor=lambda x: 1 - decay(x),
+            embed=lambda x: jnp.concatenate(
+                [jnp.cos(jnp.pi * x[..., :1]), 2 * x[..., 1:] - 1], axis=-1
+            ),
         )
 
     def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:

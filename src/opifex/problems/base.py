@@ -6,6 +6,8 @@ import abc
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from opifex.core.checks import check_positive_int
@@ -15,6 +17,7 @@ from opifex.core.residuals import (
     mean_square_loss,
     residual_vector,
 )
+from opifex.models import TrialFunction
 from opifex.problems.points import Box, generate_boundary_points, grid_points, interior_points
 
 __all__ = ["Problem"]
@@ -48,6 +51,19 @@ class Problem(abc.ABC):
         self, num_points: int, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "n dim"], ...]:
         """Points for every term after the first, ``num_points`` for all of them together."""
+
+    @abc.abstractmethod
+    def trial_function(self, network: nnx.Module) -> TrialFunction:
+        """A model around a network that meets all conditions whatever the parameters are.
+
+        Only the first of the `terms` is then left to minimise.
+
+        Args:
+            network: maps points (..., input_dim) to values (..., output_dim).
+
+        Raises:
+            TypeError: if ``network`` is not an ``nnx.Module``.
+        """
 
     @property
     def input_dim(self) -> int:
@@ -110,6 +126,24 @@ class Problem(abc.ABC):
         exact = self.exact(where)
         error = jax.vmap(model)(where) - exact
         return jnp.linalg.norm(error) / jnp.linalg.norm(exact)
+
+
+def zero_on_the_boundary(network: nnx.Module, domain: Box) -> TrialFunction:
+    r"""$\prod_i 4 y_i (1 - y_i)\, N(2y - 1)$ with $y$ the point scaled to the unit cube."""
+    lower, extent = np.asarray(domain.lower), np.asarray(domain.upper) - np.asarray(domain.lower)
+
+    def unit(x: Array) -> Array:
+        return (x - lower.astype(x.dtype)) / extent.astype(x.dtype)
+
+    def bubble(x: Array) -> Array:
+        return jnp.prod(4 * unit(x) * (1 - unit(x)), axis=-1, keepdims=True)
+
+    return TrialFunction(
+        network,
+        offset=lambda x: jnp.zeros_like(x[..., :1]),
+        factor=bubble,
+        embed=lambda x: 2 * unit(x) - 1,
+    )
 
 
 def box_boundary(problem: Problem, num_points: int, key: PRNGKeyArray | None) -> tuple[Array, ...]:

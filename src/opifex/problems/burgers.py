@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from opifex.core.checks import check_positive
 from opifex.core.residuals import PointFunction, ResidualTerm
+from opifex.models import SymmetricModel, TrialFunction
 from opifex.problems.base import Problem
 from opifex.problems.evolution import initial_points, side_points, space_time_derivatives
 from opifex.problems.points import Box
@@ -66,6 +68,19 @@ class Burgers(Problem):
         """Half of the points at the initial time, half at the ends."""
         half = max(1, num_points // 2)
         return initial_points(half, self.domain, key), side_points(half, self.domain, key)
+
+    def trial_function(self, network: nnx.Module) -> TrialFunction:
+        r"""$-\sin \pi x + t (1 - x^2) N$ with the odd part of the network in $x$, as the solution is.
+
+        The network's second input is the time scaled to [-1, 1].
+        """
+        odd = SymmetricModel(network, lambda x: x * jnp.asarray([-1, 1], x.dtype), odd=True)
+        return TrialFunction(
+            odd,
+            offset=lambda x: -jnp.sin(jnp.pi * x[..., :1]),
+            factor=lambda x: x[..., 1:] * (1 - x[..., :1] ** 2),
+            embed=lambda x: jnp.concatenate([x[..., :1], 2 * x[..., 1:] - 1], axis=-1),
+        )
 
     def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:
         """The solution at points, by quadrature in the dtype of the points."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from opifex.core.checks import check_positive
 from opifex.core.residuals import PointFunction, ResidualTerm
+from opifex.models import TrialFunction
 from opifex.problems.base import Problem
 from opifex.problems.evolution import initial_points, side_points, space_time_derivatives
 from opifex.problems.points import Box
@@ -60,6 +62,15 @@ class Heat(Problem):
         """Half of the points at the initial time, half at the ends."""
         half = max(1, num_points // 2)
         return initial_points(half, self.domain, key), side_points(half, self.domain, key)
+
+    def trial_function(self, network: nnx.Module) -> TrialFunction:
+        r"""$\sin \pi x + 4 t x (1 - x) N$."""
+        return TrialFunction(
+            network,
+            offset=lambda x: jnp.sin(jnp.pi * x[..., :1]),
+            factor=lambda x: 4 * x[..., 1:] * x[..., :1] * (1 - x[..., :1]),
+            embed=lambda x: 2 * x - 1,
+        )
 
     def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:
         """The analytic solution."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from opifex.core.checks import check_positive
 from opifex.core.physics import laplacian
 from opifex.core.residuals import PointFunction, ResidualTerm
-from opifex.problems.base import Problem, box_boundary
+from opifex.models import TrialFunction
+from opifex.problems.base import Problem, box_boundary, zero_on_the_boundary
 from opifex.problems.points import UNIT_SQUARE, Box
 
 __all__ = ["Poisson"]
@@ -49,6 +51,10 @@ class Poisson(Problem):
     ) -> tuple[Float[Array, "n dim"], ...]:
         """Boundary points."""
         return box_boundary(self, num_points, key)
+
+    def trial_function(self, network: nnx.Module) -> TrialFunction:
+        """Zero on the boundary."""
+        return zero_on_the_boundary(network, self.domain)
 
     def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:
         """The analytic solution."""

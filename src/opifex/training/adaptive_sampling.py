@@ -8,16 +8,24 @@ the ones there are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from opifex.core.checks import check_key, check_nonnegative, check_positive_int
+from opifex.core.checks import (
+    check_callable,
+    check_key,
+    check_nonnegative,
+    check_nonnegative_int,
+    check_positive_int,
+)
+from opifex.core.residuals import PointFunction, ResidualTerm
 
-__all__ = ["GrowingPoints", "RADSampler", "RARDSampler"]
+__all__ = ["GrowingPoints", "RADSampler", "RARDSampler", "ResidualResampler"]
 
 
 @dataclass(frozen=True)
@@ -196,3 +204,57 @@ class RARDSampler:
         rows = current.size + jnp.arange(num_new)
         points = current.points.at[rows].set(new, mode="drop")
         return GrowingPoints(points, jnp.minimum(current.size + num_new, capacity))
+
+
+@dataclass(frozen=True)
+class ResidualResampler:
+    """Moves collocation points to where a residual is large; for ``CascadeTrainer.fit(resample=...)``.
+
+    Attributes:
+        term: whose residual counts.
+        candidates: ``candidates(points, key)`` returning more points than ``points``, of the same
+            columns, to choose from; ``points`` are the present ones.
+        sampler: how to choose.
+        index: which entry of the data holds the points; the others stay.
+
+    Raises:
+        TypeError: if an attribute has the wrong type.
+        ValueError: if ``index`` is negative.
+    """
+
+    term: ResidualTerm
+    candidates: Callable[[Float[Array, "n dim"], PRNGKeyArray], Float[Array, "many dim"]]
+    sampler: RADSampler = field(default_factory=RADSampler)
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.term, ResidualTerm):
+            raise TypeError(f"term must be a ResidualTerm, got {self.term!r}")
+        check_callable("candidates", self.candidates)
+        if not isinstance(self.sampler, RADSampler):
+            raise TypeError(f"sampler must be a RADSampler, got {self.sampler!r}")
+        check_nonnegative_int("index", self.index)
+
+    def __call__(
+        self, model: PointFunction, data: tuple[Any, ...], key: PRNGKeyArray
+    ) -> tuple[Any, ...]:
+        """The data with new points in place of the old.
+
+        Raises:
+            ValueError: if ``data`` has no entry ``index``, or there are fewer candidates than points.
+        """
+        if self.index >= len(data):
+            raise ValueError(
+                f"index must be below the {len(data)} entries of data, got {self.index}"
+            )
+        points = data[self.index]
+        draw, choose = jax.random.split(key)
+        candidates = self.candidates(points, draw)
+        if candidates.shape[0] < points.shape[0]:
+            raise ValueError(
+                f"candidates must return at least the {points.shape[0]} points to choose, got "
+                f"{candidates.shape[0]}"
+            )
+        residuals = self.term.evaluate(model, candidates)
+        new = self.sampler.sample(candidates, residuals, points.shape[0], choose)
+        return (*data[: self.index], new, *data[self.index + 1 :])

@@ -33,7 +33,7 @@ from opifex.training.multilevel.optimizer import (
     transfer_optimizer_state,
 )
 from opifex.training.multilevel.residual_correction import ResidualCorrection
-from opifex.training.multilevel.run import Callback, Metrics, MultilevelRun
+from opifex.training.multilevel.run import Callback, Metrics, MultilevelRun, Resample
 from opifex.training.multilevel.strategies import Cascade, Strategy
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
 from opifex.training.progress import ProgressBar
@@ -243,6 +243,7 @@ class CascadeTrainer:
         evaluate: Metrics | None = None,
         report_every: int | None = None,
         callbacks: Sequence[Callback] = (),
+        resample: Resample | None = None,
         progress: bool = False,
         compile_ahead: bool = True,
         compilation_cache: str | PathLike[str] | None = None,
@@ -272,6 +273,9 @@ class CascadeTrainer:
             report_every: epochs between evaluations and callbacks; by default a twentieth of the
                 level.
             callbacks: called with a `LevelProgress`; a true return value ends the run.
+            resample: ``resample(model, data, key)`` returning new data of the same shapes, such as
+                a `ResidualResampler`; compiled, and called between the stretches that
+                ``report_every`` cuts a level into. Not with cycles.
             progress: show a progress bar.
             compile_ahead: compile the next level in a thread while the current one trains.
             compilation_cache: folder that keeps compiled programs from one process to the next.
@@ -286,8 +290,12 @@ class CascadeTrainer:
         """
         order = _as_strategy(strategy)
         if order.coarse_objective != "own":
-            _check_for_cycles(batch_size, advance)
-        for name, optional in (("loss_fn", loss_fn), ("evaluate", evaluate)):
+            _check_for_cycles(batch_size, advance, resample)
+        for name, optional in (
+            ("loss_fn", loss_fn),
+            ("evaluate", evaluate),
+            ("resample", resample),
+        ):
             if optional is not None:
                 check_callable(name, optional)
         check_sequence("callbacks", callbacks)
@@ -324,6 +332,7 @@ class CascadeTrainer:
             evaluate=evaluate,
             report_every=report_every,
             callbacks=[*callbacks, bar.update] if bar else callbacks,
+            resample=resample,
             compile_ahead=compile_ahead,
             history=self.history,
             coarse_objective=order.coarse_objective,
@@ -412,11 +421,16 @@ def _as_strategy(strategy: Any) -> Strategy:
     )
 
 
-def _check_for_cycles(batch_size: int | None, advance: Any) -> None:
+def _check_for_cycles(batch_size: int | None, advance: Any, resample: Any) -> None:
     if batch_size is not None:
         raise ValueError(
             f"batch_size must be None with cycles, got {batch_size}: the levels' objectives agree "
             "to first order on the same data only"
+        )
+    if resample is not None:
+        raise ValueError(
+            "resample must be None with cycles: the levels' objectives agree to first order on the "
+            "same data only"
         )
     if advance is not None:
         raise ValueError("advance must be None with cycles, which fix the order of the levels")

@@ -70,11 +70,13 @@ class History:
         step_work: level to the cost of one of its steps, in steps of the finest level.
         compile_seconds: seconds that the run waited for compilation.
         transfer_seconds: seconds spent on moving models and optimizer states.
+        resample_seconds: seconds spent on drawing new data, with the compilation of that.
     """
 
     step_work: dict[int, float] = field(default_factory=dict)
     compile_seconds: float = 0.0
     transfer_seconds: float = 0.0
+    resample_seconds: float = 0.0
     _segments: list[_Segment] = field(default_factory=list, repr=False)
     _evaluations: list[tuple[int, int, float, int, float, dict[str, float]]] = field(
         default_factory=list, repr=False
@@ -156,7 +158,7 @@ class History:
     @property
     def work(self) -> float:
         """Work units spent: the cost of all steps in steps of the finest level."""
-        return self._work_until(self.num_steps)
+        return float(np.sum(self._work_per_step()))
 
     def _work_per_step(self) -> np.ndarray:
         pieces = []
@@ -168,11 +170,9 @@ class History:
             pieces.append(piece)
         return np.concatenate(pieces) if pieces else np.zeros(0)
 
-    def _work_until(self, step: int) -> float:
-        return float(np.sum(self._work_per_step()[:step]))
-
-    def _seconds_until(self, step: int) -> float:
-        return float(np.sum(self.table()["seconds"][:step][-1:])) if step else 0.0
+    def _until(self, column: str) -> np.ndarray:
+        """What a cumulative column of the table says after 0, 1, ... steps."""
+        return np.concatenate([[0.0], self.table()[column]])
 
     def table(self) -> dict[str, np.ndarray]:
         """Columns with one entry per step.
@@ -212,16 +212,18 @@ class History:
     @property
     def evaluations(self) -> list[Evaluation]:
         """All evaluations in order."""
+        work = self._until("work")
         return [
-            Evaluation(step, level, epoch, cycle, self._work_until(step), seconds, metrics)
+            Evaluation(step, level, epoch, cycle, float(work[step]), seconds, metrics)
             for step, level, epoch, cycle, seconds, metrics in self._evaluations
         ]
 
     @property
     def transitions(self) -> list[Transition]:
         """All changes of level in order."""
+        work, seconds = self._until("work"), self._until("seconds")
         return [
-            Transition(step, a, b, self._work_until(step), self._seconds_until(step))
+            Transition(step, a, b, float(work[step]), float(seconds[step]))
             for step, a, b in self._transitions
         ]
 

@@ -38,6 +38,9 @@ Callback = Callable[[LevelProgress], Any]
 Metrics = Callable[[Any], Any]
 """``evaluate(model)``: a scalar, or a dictionary of scalars. It is compiled."""
 
+Resample = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
+"""``resample(model, data, key)``: new data of the same shapes. It is compiled."""
+
 MoveSmootherState = Callable[[int, Any, nnx.Module, nnx.Module], Any]
 """``move(level, state, coarse_model, fine_model)``: smoother state for level ``level + 1``."""
 
@@ -45,7 +48,14 @@ CoarseObjective = Literal["own", "tilted", "block"]
 """What coarse levels minimise: their own loss; their own loss with a linear term; or the finest
 level's loss as a function of those of its parameters that they have too."""
 
-__all__ = ["Callback", "CoarseObjective", "Metrics", "MoveSmootherState", "MultilevelRun"]
+__all__ = [
+    "Callback",
+    "CoarseObjective",
+    "Metrics",
+    "MoveSmootherState",
+    "MultilevelRun",
+    "Resample",
+]
 
 _PLANNED_TRANSFERS = (prolongate, prolongate_preserving, prolongate_fno_modes)
 
@@ -70,6 +80,7 @@ class MultilevelRun:
         evaluate: metric, or ``None``.
         report_every: epochs between looks of the host, or ``None`` for a twentieth of a level.
         callbacks: called at each look.
+        resample: draws new data for the present level between looks, or ``None``.
         compile_ahead: compile the next level in a thread while the present one trains.
         history: record to append to.
         coarse_objective: what coarse levels minimise; see `set_tilt` and `set_whole`.
@@ -94,6 +105,7 @@ class MultilevelRun:
         evaluate: Metrics | None,
         report_every: int | None,
         callbacks: Sequence[Callback],
+        resample: Resample | None,
         compile_ahead: bool,
         history: History,
         coarse_objective: CoarseObjective = "own",
@@ -113,6 +125,8 @@ class MultilevelRun:
         self._advance = advance
         self._evaluate = evaluate
         self._callbacks = tuple(callbacks)
+        self._resample = resample
+        self._resample_programs: dict[int, Any] = {}
         self._executor = ThreadPoolExecutor(max_workers=1) if compile_ahead else None
         self._looks = [report_every or max(1, n // 20) for n in self.epochs]
         self._metrics: dict[str, float] = {}
@@ -272,12 +286,14 @@ class MultilevelRun:
             self.compile_level(self.level + 1)
         self._key, key = jax.random.split(self._key)
         state = loop.initial_state(self.model, self.smoother_state, key)
-        previous: tuple[LoopState, int] | None = None
+        previous: tuple[LoopState, int, tuple[Any, ...]] | None = None
         losses: list[np.ndarray] = []
         done = 0
         while done < planned and not self.stopped:
             epochs_now = min(self._looks[self.level], planned - done)
             steps = epochs_now * loop.steps_per_epoch
+            if done:
+                self._draw_points(loop)
             snapshot = jax.tree.map(jnp.copy, state)
             clock = time.perf_counter()
             state, new, healthy = loop.run(state, steps)
@@ -293,7 +309,7 @@ class MultilevelRun:
                 cycle=self.cycle,
             )
             losses.append(new)
-            previous = (snapshot, steps)
+            previous = (snapshot, steps, loop.data)
             done += epochs_now
             self._keep(state)
             if self._look(done, planned, np.concatenate(losses)):
@@ -373,6 +389,26 @@ class MultilevelRun:
         )
         nnx.update(self.model, params, rest)
 
+    def _draw_points(self, loop: CompiledLoop) -> None:
+        """Replace the present level's data by what the user's function makes of it."""
+        if self._resample is None:
+            return
+        clock = time.perf_counter()
+        structure, variables = nnx.split(self.model)
+        if self.level not in self._resample_programs:
+            draw = self._resample
+            program = jax.jit(
+                lambda values, data, key: draw(nnx.merge(structure, values), data, key)
+            )
+            found = jax.eval_shape(program, variables, loop.data, self._key)
+            _check_resampled(found, loop.data)
+            self._resample_programs[self.level] = program
+        self._key, key = jax.random.split(self._key)
+        loop.data = jax.block_until_ready(
+            self._resample_programs[self.level](variables, loop.data, key)
+        )
+        self.history.resample_seconds += time.perf_counter() - clock
+
     def _look(self, done: int, planned: int, losses: np.ndarray) -> bool:
         """Evaluate, tell the callbacks, ask the rule; whether to leave the level."""
         self.evaluate(done)
@@ -399,7 +435,7 @@ class MultilevelRun:
         self,
         loop: CompiledLoop,
         snapshot: LoopState,
-        previous: tuple[LoopState, int] | None,
+        previous: tuple[LoopState, int, tuple[Any, ...]] | None,
         new: np.ndarray,
         earlier: list[np.ndarray],
     ) -> None:
@@ -410,7 +446,7 @@ class MultilevelRun:
         if len(good) == 0 and previous is not None:
             # The first loss of this stretch is already bad: the last good state lies one step
             # before the end of the stretch before it.
-            snapshot, steps = previous
+            snapshot, steps, loop.data = previous
             replay = steps - 1
         else:
             replay = max(len(good) - 1, 0)
@@ -418,6 +454,18 @@ class MultilevelRun:
         self._keep(state)
         raise NonFiniteLossError(
             self.level, failed_at, float(known[-1]) if len(known) else float("nan")
+        )
+
+
+def _check_resampled(new: Any, old: tuple[Any, ...]) -> None:
+    """Raise unless new data fit the compiled program of the level."""
+
+    def shapes(data: Any) -> Any:
+        return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", data)
+
+    if shapes(new) != shapes(old):
+        raise ValueError(
+            f"resample must return data like that of the level, {shapes(old)}, got {shapes(new)}"
         )
 
 

@@ -1,0 +1,97 @@
+"""Trial functions meet their conditions for any network, and prolongations preserve them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opifex.models import MLP, SymmetricModel, TrialFunction
+from opifex.problems import AllenCahn, Burgers, Heat, Helmholtz, Poisson
+from opifex.training.multilevel import prolongate_preserving
+
+PROBLEMS = [Poisson(), Helmholtz(), Heat(), Burgers(), AllenCahn()]
+
+
+def network(seed: int, width: int = 6) -> MLP:
+    with jax.enable_x64(True):
+        return MLP(2, 1, (width, width), param_dtype=jnp.float64, rngs=nnx.Rngs(seed))
+
+
+def condition_residuals(problem, model):
+    points = problem.condition_points(40)
+    return [term.evaluate(model, x) for term, x in zip(problem.terms[1:], points, strict=True)]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS[:-1], ids=lambda p: type(p).__name__)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_conditions_hold_for_any_network(problem, seed):
+    with jax.enable_x64(True):
+        for residual in condition_residuals(problem, problem.trial_function(network(seed))):
+            np.testing.assert_allclose(residual, 0.0, atol=1e-14)
+
+
+def test_allen_cahn_meets_value_and_periodicity_but_for_the_decaying_kink():
+    with jax.enable_x64(True):
+        problem = AllenCahn()
+        initial, jump = condition_residuals(problem, problem.trial_function(network(3)))
+        np.testing.assert_allclose(initial, 0.0, atol=1e-14)
+        np.testing.assert_allclose(jump[:, 0], 0.0, atol=1e-14)
+        times = problem.condition_points(40)[1][:, 1]
+        np.testing.assert_allclose(jump[:, 1], -4 * np.exp(-10 * times), atol=1e-12)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: type(p).__name__)
+def test_batches_agree_with_single_points(problem):
+    with jax.enable_x64(True):
+        model = problem.trial_function(network(0))
+        points = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 5, 2)))
+        one_by_one = jax.vmap(jax.vmap(model))(points)
+        assert model(points).shape == (2, 5, 1)
+        np.testing.assert_allclose(model(points), one_by_one, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: type(p).__name__)
+def test_prolongation_preserves_them(problem):
+    with jax.enable_x64(True):
+        coarse, fine = problem.trial_function(network(0, 4)), problem.trial_function(network(1, 9))
+        new = prolongate_preserving(coarse, fine)
+        points = problem.evaluation_points(7)
+        np.testing.assert_allclose(new(points), coarse(points), rtol=1e-13, atol=1e-14)
+        assert np.max(np.abs(np.asarray(fine(points) - coarse(points)))) > 1e-4
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_parity(odd):
+    with jax.enable_x64(True):
+        model = SymmetricModel(network(0), lambda x: x * jnp.asarray([-1.0, 1.0]), odd=odd)
+        points = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, size=(9, 2)))
+        mirrored = points * jnp.asarray([-1.0, 1.0])
+        sign = -1.0 if odd else 1.0
+        np.testing.assert_allclose(model(mirrored), sign * model(points), rtol=1e-13)
+        assert np.max(np.abs(np.asarray(model(points)))) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["network", "offset", "factor", "embed"])
+def test_a_trial_function_names_what_is_wrong(name):
+    arguments = {"network": network(0), "offset": jnp.zeros_like, "factor": jnp.ones_like}
+    with pytest.raises(TypeError, match=name):
+        TrialFunction(**{**arguments, name: 3})
+
+
+@pytest.mark.parametrize(("name", "value"), [("network", 3), ("reflection", 3), ("odd", 1)])
+def test_a_symmetric_model_names_what_is_wrong(name, value):
+    arguments = {"network": network(0), "reflection": jnp.negative, "odd": False}
+    with pytest.raises(TypeError, match=name):
+        SymmetricModel(**{**arguments, name: value})
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: type(p).__name__)
+def test_problems_name_a_network_that_is_none(problem):
+    with pytest.raises(TypeError, match="network"):
+        problem.trial_function(jnp.tanh)
