@@ -130,6 +130,7 @@ CASES = {
         square_symmetries=True,
         width=16,
         tuning_fraction=0.25,
+        rates=(3e-3, 1e-2, 2e-2, 4e-2),
     ),
 }
 
