@@ -27,7 +27,7 @@ def condition_residuals(problem, model):
     return [term.evaluate(model, x) for term, x in zip(problem.terms[1:], points, strict=True)]
 
 
-@pytest.mark.parametrize("problem", PROBLEMS[:-1], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: type(p).__name__)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
 def test_conditions_hold_for_any_network(problem, seed):
@@ -36,14 +36,20 @@ def test_conditions_hold_for_any_network(problem, seed):
             np.testing.assert_allclose(residual, 0.0, atol=1e-14)
 
 
-def test_allen_cahn_meets_value_and_periodicity_but_for_the_decaying_kink():
+def test_allen_cahn_follows_the_kink_of_its_initial_value():
     with jax.enable_x64(True):
         problem = AllenCahn()
-        initial, jump = condition_residuals(problem, problem.trial_function(network(3)))
-        np.testing.assert_allclose(initial, 0.0, atol=1e-14)
-        np.testing.assert_allclose(jump[:, 0], 0.0, atol=1e-14)
-        times = problem.condition_points(40)[1][:, 1]
-        np.testing.assert_allclose(jump[:, 1], -4 * np.exp(-10 * times), atol=1e-12)
+        model = problem.trial_function(network(3))
+        x = jnp.linspace(-1.0, -0.996, 9)
+        points = jnp.stack([x, jnp.full_like(x, 0.05)], axis=1)
+        # A network that stays at -1, the stable value, leaves the linearised equation's solution.
+        near = model.offset(points) - model.factor(points)
+        np.testing.assert_allclose(near, problem.exact(points), atol=2e-4)
+        without = (
+            model.factor(points) * (-1) + jnp.exp(-0.5) * (x**2 * jnp.cos(jnp.pi * x))[:, None]
+        )
+        assert jnp.max(jnp.abs(without - problem.exact(points))) > 2e-3
+        assert jnp.all(jnp.isfinite(model(problem.evaluation_points(11))))
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: type(p).__name__)

@@ -8,6 +8,7 @@ from functools import lru_cache
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.scipy.special import erf
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.interpolate import RectBivariateSpline
 
@@ -73,20 +74,30 @@ class AllenCahn(Problem):
         )
 
     def trial_function(self, network: nnx.Module) -> TrialFunction:
-        r"""$e^{-2\rho t} u_0(x) + (1 - e^{-2\rho t}) N(\cos \pi x, t)$: even and periodic.
+        r"""$e^{-2\rho t}\,(u_0 + 2(h - \xi)) + (1 - e^{-2\rho t})\, N(\cos \pi x, t)$: even, periodic.
 
-        The periodic continuation of $u_0$ has a kink at the ends, where $u_0 = -1$. Deviations from
-        this stable value decay at the rate $2\rho$, and so does the kink of the trial function. What
-        diffusion does to the kink meanwhile is left out; with the default coefficients that is a
-        relative error of a few $10^{-5}$. The network's second input is the time scaled to [-1, 1].
+        The periodic continuation of $u_0 = -1 + 2\xi + O(\xi^2)$, with $\xi$ the distance to the next
+        end, has a kink there. Deviations from the stable value -1 obey the linearised equation
+        $w_t = \epsilon w_{xx} - 2\rho w$, which turns the kink $|\xi|$ into $e^{-2\rho t} h$ with
+        $h = \xi\,\mathrm{erf}(\xi / s) + (s / \sqrt{\pi})\, e^{-\xi^2 / s^2}$ and
+        $s = \sqrt{4 \epsilon t}$. No smooth network could follow that. The network's second input is
+        the time scaled to [-1, 1].
         """
 
         def decay(x: Array) -> Array:
             return jnp.exp(-2 * self.reaction * x[..., 1:])
 
+        def offset(x: Array) -> Array:
+            place, time = x[..., :1], jnp.maximum(x[..., 1:], 1e-30)
+            distance = 1 - jnp.abs(place)
+            spread = jnp.sqrt(4 * self.diffusivity * time)
+            ratio = distance / spread
+            smooth = distance * erf(ratio) + spread / jnp.sqrt(jnp.pi) * jnp.exp(-(ratio**2))
+            return decay(x) * (initial_value(place) + 2 * (smooth - distance))
+
         return TrialFunction(
             network,
-            offset=lambda x: decay(x) * initial_value(x[..., :1]),
+            offset=offset,
             factor=lambda x: 1 - decay(x),
             embed=lambda x: jnp.concatenate(
                 [jnp.cos(jnp.pi * x[..., :1]), 2 * x[..., 1:] - 1], axis=-1
