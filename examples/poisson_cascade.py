@@ -99,8 +99,7 @@ def train(name: str, settings: Settings, models: list[nnx.Module], epochs: Seque
     )
     trainer = CascadeTrainer(
         models,
-        # A fresh Adam per level ends lower than one that is carried on: benchmarks/transfer_choices.py
-        MultilevelAdam(settings.learning_rate, on_transition="restart"),
+        MultilevelAdam(settings.learning_rate),
         config=MultilevelConfig(num_levels=len(models), level_epochs=list(epochs)),
     )
     clock = time.perf_counter()

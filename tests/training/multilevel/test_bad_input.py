@@ -182,7 +182,6 @@ def test_register_axes(case: Case) -> None:
         ({"b1": 1.0}, ValueError, r"b1 must lie in \[0, 1\)"),
         ({"b2": -0.1}, ValueError, "b2 must be at least 0"),
         ({"eps": 0.0}, ValueError, "eps must be positive"),
-        ({"second_moment_start": "zero"}, ValueError, "second_moment_start must be one of"),
         ({"on_transition": "keep"}, ValueError, "on_transition must be one of"),
     ],
 )
@@ -196,6 +195,11 @@ def test_adam(case: Case) -> None:
         ({"transformation": 1e-3}, TypeError, "transformation must be an optax"),
         ({"transformation": []}, ValueError, "transformation must not be an empty sequence"),
         ({"transformation": [optax.sgd(1.0), 3]}, TypeError, "transformation must consist of"),
+        (
+            {"transformation": optax.sgd(1.0), "second_moment_start": "zero"},
+            ValueError,
+            "second_moment_start must be one of",
+        ),
         (
             {"transformation": optax.sgd(1.0), "second_moment_start": None},
             ValueError,

@@ -14,6 +14,7 @@ from opifex.training.multilevel import (
     prolongate,
     prolongate_preserving,
     restrict,
+    scale_by_age_corrected_adam,
     transfer_optimizer_state,
 )
 
@@ -24,6 +25,11 @@ def weights_only(params):
 
 TRANSFORMATIONS = {
     "adam": lambda: optax.adam(1e-2),
+    "age-corrected adam": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0),
+        scale_by_age_corrected_adam(),
+        optax.scale_by_learning_rate(optax.cosine_decay_schedule(1e-2, 100)),
+    ),
     "adamw with mask": lambda: optax.adamw(1e-2, mask=weights_only),
     "sgd with momentum": lambda: optax.sgd(1e-2, momentum=0.9),
     "clipped chain with schedule": lambda: optax.chain(
@@ -59,8 +65,8 @@ def pair(widths=(4, 7)):
     return tuple(MLP(2, 1, [w, w], rngs=nnx.Rngs(w)) for w in widths)
 
 
-def trained(transformation, model, steps=3):
-    optimizer = MultilevelOptimizer(transformation)
+def trained(transformation, model, steps=3, **options):
+    optimizer = MultilevelOptimizer(transformation, **options)
     optimizer.init(model)
     for _ in range(steps):
         value, grads = loss_and_gradient(model)
@@ -107,7 +113,9 @@ def test_state_moves_like_its_parameters(name):
     assert np.isfinite(float(loss(new_model)))
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd with momentum", "clipped chain with schedule"])
+@pytest.mark.parametrize(
+    "name", ["adam", "age-corrected adam", "sgd with momentum", "clipped chain with schedule"]
+)
 def test_fine_training_with_frozen_new_entries_repeats_coarse_training(name):
     """If only carried entries get gradient, the fine run is the coarse run."""
     transformation = TRANSFORMATIONS[name]()
@@ -138,7 +146,7 @@ def test_fine_training_with_frozen_new_entries_repeats_coarse_training(name):
 @pytest.mark.parametrize("start", ["mean", "max", "fresh"])
 def test_second_moments_of_new_entries(start):
     coarse, fine = pair()
-    optimizer = MultilevelAdam(1e-2, second_moment_start=start)
+    optimizer = MultilevelOptimizer(optax.adam(1e-2), second_moment_start=start)
     optimizer.init(coarse)
     for _ in range(3):
         optimizer.update(coarse, loss_and_gradient(coarse)[1])
@@ -157,7 +165,7 @@ def test_second_moments_of_new_entries(start):
 
 def test_unfactored_second_moments_of_adafactor_start_like_those_of_adam():
     coarse, fine = pair()
-    optimizer = trained(optax.adafactor(1e-2), coarse)
+    optimizer = trained(optax.adafactor(1e-2), coarse, second_moment_start="mean")
     old = optimizer.state[0].v.hidden[1].dense.kernel[...]
     new_model = prolongate_preserving(coarse, fine)
     state = optimizer.resize_state(new_model, prolongate_preserving)
@@ -195,7 +203,7 @@ def test_square_kernels_of_equal_shape_are_not_confused():
 
 def test_state_of_added_layers_starts_fresh():
     coarse, fine = (MLP(2, 1, [4] * n, depth_gates=True, rngs=nnx.Rngs(n)) for n in (2, 3))
-    optimizer = trained(optax.adam(1e-2), coarse)
+    optimizer = trained(optax.adam(1e-2), coarse, second_moment_start="mean")
     carried = leaves(optimizer.state[0].nu)
     mean = sum(a.sum() for a in carried.values()) / sum(a.size for a in carried.values())
     state = optimizer.resize_state(prolongate_preserving(coarse, fine), prolongate_preserving)

@@ -10,6 +10,10 @@ from opifex.training.multilevel.advance import (
     WorkOptimalAdvance,
 )
 from opifex.training.multilevel.advisor import ScheduleAdvice, recommend_schedule
+from opifex.training.multilevel.age_corrected_adam import (
+    AgeCorrectedAdamState,
+    scale_by_age_corrected_adam,
+)
 from opifex.training.multilevel.axes import (
     FIXED,
     READS,
@@ -68,6 +72,7 @@ __all__ = [
     "READS_CENTRED",
     "WRITES",
     "AdvanceRule",
+    "AgeCorrectedAdamState",
     "Axis",
     "Cascade",
     "CascadeTrainer",
@@ -113,6 +118,7 @@ __all__ = [
     "restrict_field",
     "restrict_fno_modes",
     "restrict_gradient",
+    "scale_by_age_corrected_adam",
     "scale_by_parameter_age",
     "sine_network",
     "transfer_optimizer_state",

@@ -7,11 +7,10 @@ key path*. This finds them inside chains, masks, partitions and injected hyperpa
 
 A mirrored tree is moved by the same transfer as the parameters. Which of its entries are new is
 found by transferring a tree of ones into a tree of zeros. New entries have no coarse counterpart;
-they start as a fresh state would (zero for first moments), except second moments. A second moment
-of zero beside a large step count divides a gradient by far less than its size: with Adam's defaults the
-first step of such a weight is $(1-\beta_1)/\sqrt{1-\beta_2} \approx 3.2$ learning rates long and grows
-to about 6.5 before the moment has caught up. They start from the mean of the carried entries of their
-own parameter instead; see `SecondMomentStart`.
+they start as a fresh state would, with zero moments. Where one step count corrects the bias of all
+moments, as in `optax.adam`, a second moment of zero beside a large count divides a gradient by far
+less than its size. `scale_by_age_corrected_adam` therefore counts the steps of every entry; for all
+other transformations `SecondMomentStart` and `OnTransition` are the choices.
 """
 
 from __future__ import annotations
@@ -29,23 +28,36 @@ from jaxtyping import Array
 from opifex.core.checks import (
     check_callable,
     check_choice,
-    check_nonnegative,
     check_positive,
 )
+from opifex.training.multilevel.age_corrected_adam import (
+    AgeCorrectedAdamState,
+    scale_by_age_corrected_adam,
+)
+from opifex.training.multilevel.parameter_age import ParameterAgeState
 from opifex.training.objective import split_model
 
-SecondMomentStart = Literal["mean", "max", "fresh"]
-"""What second moments of new entries start from: the mean or the largest of the carried entries of
-the same parameter, or the transformation's own initial value."""
+SecondMomentStart = Literal["fresh", "mean", "max"]
+"""What second moments of new entries start from: the transformation's own initial value, or the
+mean or the largest of the carried entries of the same parameter."""
 
 OnTransition = Literal["carry", "restart"]
-"""What happens to a state at a transition: it follows its parameters, or starts afresh."""
+"""What happens to a state at a transition: it follows its parameters, or a fresh one takes its
+place, with all moments, counts and schedules at their start."""
 
 SECOND_MOMENT_NAMES = frozenset({"nu", "nu_max", "sum_of_squares", "e_g"})
 """Field names by which most of Optax's states call their averages of squared gradients."""
 
-SECOND_MOMENT_FIELDS: dict[type, tuple[str, ...]] = {optax.FactoredState: ("v",)}
-"""States that call them by a name which means something else elsewhere."""
+TreeKind = Literal["plain", "second moment", "age"]
+"""How new entries of a mirrored tree start, and whether a transfer may scale its values."""
+
+KINDS_BY_STATE: dict[type, dict[str, TreeKind]] = {
+    optax.FactoredState: {"v": "second moment"},
+    # Its second moments start from zero, whose bias its ages correct.
+    AgeCorrectedAdamState: {"age": "age"},
+    ParameterAgeState: {"age": "age"},
+}
+"""States whose fields the names above do not describe; fields that are not listed are plain."""
 
 KeyPath = tuple[Any, ...]
 Transition = Callable[[Any, Any], Any]
@@ -132,22 +144,22 @@ def _group_mirrors(
     return groups
 
 
-def _second_moment_prefixes(state: Any, prefixes: Collection[KeyPath]) -> set[KeyPath]:
-    """Which of the mirrored trees are averages of squared gradients."""
+def _tree_kinds(state: Any, prefixes: Collection[KeyPath]) -> dict[KeyPath, TreeKind]:
+    """What kind each of the mirrored trees is of."""
+    described = tuple(KINDS_BY_STATE)
     nodes = jax.tree_util.tree_flatten_with_path(
-        state, is_leaf=lambda node: isinstance(node, tuple(SECOND_MOMENT_FIELDS))
+        state, is_leaf=lambda node: isinstance(node, described)
     )[0]
-    found = {
-        (*path, jax.tree_util.GetAttrKey(field))
-        for path, node in nodes
-        for field in SECOND_MOMENT_FIELDS.get(type(node), ())
-    }
-    return {
-        prefix
-        for prefix in prefixes
-        if prefix in found
-        or any(getattr(key, "name", None) in SECOND_MOMENT_NAMES for key in prefix)
-    }
+    owners = {path: type(node) for path, node in nodes if isinstance(node, described)}
+
+    def kind(prefix: KeyPath) -> TreeKind:
+        names = [getattr(key, "name", None) for key in prefix]
+        for path, owner in owners.items():
+            if prefix[: len(path)] == path:
+                return KINDS_BY_STATE[owner].get(str(names[len(path)]), "plain")
+        return "plain" if SECOND_MOMENT_NAMES.isdisjoint(names) else "second moment"
+
+    return {prefix: kind(prefix) for prefix in prefixes}
 
 
 class _StateMover:
@@ -171,27 +183,32 @@ class _StateMover:
     def _move_values(self, values: dict[KeyPath, Array]) -> dict[KeyPath, Array]:
         # In the precision of the state, which may be higher than that of the parameters.
         dtype = jnp.result_type(*values.values()) if values else None
+        if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
+            # Ages: a transfer may take means, which integers would cut off.
+            dtype = jnp.dtype(jnp.float32)
+            values = {p: jax.device_put(np.asarray(a, dtype)) for p, a in values.items()}
         coarse = _with_params(self.coarse_model, _tree_like(self.coarse_params, values, dtype))
         zeros = _with_params(self.fine_model, _tree_like(self.fine_params, {}, dtype))
         return _leaves_by_path(_params(self.transition_fn(coarse, zeros)))
 
-    def _start(self, path: KeyPath, moved: Array, fresh: Array, second_moment: bool) -> Array:
+    def _start(self, path: KeyPath, moved: Array, fresh: Array, kind: TreeKind) -> Array:
         # On the host, like the transfer itself: every shape occurs once.
-        old, values = np.asarray(self.carried[path]) != 0, np.asarray(moved)
+        fraction, values = np.asarray(self.carried[path]), np.asarray(moved)
+        old = fraction != 0
         start: Any = np.asarray(fresh)
-        if second_moment and self.second_moment_start != "fresh" and np.any(old):
+        if kind == "second moment" and self.second_moment_start != "fresh" and np.any(old):
             start = np.mean(values[old]) if self.second_moment_start == "mean" else np.max(values)
+        if kind == "age":
+            # Halving a weight does not halve its age: the mean age of what an entry is made of.
+            values = np.rint(values / np.where(old, fraction, 1))
         return jax.device_put(np.where(old, values, start).astype(fresh.dtype), fresh.sharding)
 
     def _move_plain(
-        self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], second_moment: bool
+        self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], kind: TreeKind
     ) -> dict[KeyPath, Array]:
         moved = self._move_values(coarse)
-        started = {
-            path: self._start(path, moved[path], leaf, second_moment)
-            for path, leaf in fresh.items()
-        }
-        if second_moment and self.second_moment_start != "fresh" and coarse:
+        started = {path: self._start(path, moved[path], leaf, kind) for path, leaf in fresh.items()}
+        if kind == "second moment" and self.second_moment_start != "fresh" and coarse:
             # A parameter that is new as a whole has no entry of its own to start from: take the
             # mean over all carried entries of the tree.
             total = sum(float(np.sum(np.asarray(leaf))) for leaf in coarse.values())
@@ -202,7 +219,7 @@ class _StateMover:
         return started
 
     def move(
-        self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], second_moment: bool
+        self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], kind: TreeKind
     ) -> dict[KeyPath, Array]:
         """Leaves of one mirrored tree on the fine level."""
         plain = {
@@ -218,7 +235,7 @@ class _StateMover:
             p: a for p, a in fresh.items() if a.shape == self.fine_shapes[p] and p not in stacked
         }
         if plain:
-            result |= self._move_plain(plain, fresh_plain, second_moment)
+            result |= self._move_plain(plain, fresh_plain, kind)
         if stacked:  # a memory of several trees, such as that of L-BFGS: one after the other
             depth = next(iter(stacked.values())).shape[0]
             slices = [
@@ -242,7 +259,7 @@ def transfer_optimizer_state(
     fine_model: nnx.Module,
     transition_fn: Transition,
     *,
-    second_moment_start: SecondMomentStart = "mean",
+    second_moment_start: SecondMomentStart = "fresh",
     restart_schedules: bool = False,
 ) -> optax.OptState:
     """Move an optimizer state from the parameters of one level to those of the next.
@@ -271,10 +288,10 @@ def transfer_optimizer_state(
     mover = _StateMover(coarse_model, fine_model, transition_fn, second_moment_start)
     coarse_groups = _group_mirrors(state, list(mover.coarse_shapes))
     fresh_groups = _group_mirrors(fresh, list(mover.fine_shapes))
-    second_moments = _second_moment_prefixes(fresh, fresh_groups)
+    kinds = _tree_kinds(fresh, fresh_groups)
     moved: dict[KeyPath, Array] = {}
     for prefix, leaves in fresh_groups.items():
-        values = mover.move(coarse_groups.get(prefix, {}), leaves, prefix in second_moments)
+        values = mover.move(coarse_groups.get(prefix, {}), leaves, kinds[prefix])
         moved |= {prefix + path: value for path, value in values.items()}
     carried = _leaves_by_path(state)
     restarted = _schedule_leaves(fresh) if restart_schedules else set()
@@ -324,9 +341,9 @@ class MultilevelOptimizer:
         transformation: any Optax transformation, or one per level, coarsest first. With one per
             level, all must have the same structure of state (different schedules or rates of the
             same optimizer, say) and schedules restart on every level.
-        second_moment_start: see `SecondMomentStart`.
-        on_transition: ``"carry"`` moves the state with the parameters; ``"restart"`` starts each
-            level with a fresh one, whose bias correction bounds the first steps of all parameters.
+        second_moment_start: see `SecondMomentStart`. States of `scale_by_age_corrected_adam` need
+            no such choice and are not affected.
+        on_transition: see `OnTransition`.
 
     Attributes:
         state: the Optax state, ``None`` before `init`.
@@ -342,7 +359,7 @@ class MultilevelOptimizer:
         self,
         transformation: optax.GradientTransformation | Sequence[optax.GradientTransformation],
         *,
-        second_moment_start: SecondMomentStart = "mean",
+        second_moment_start: SecondMomentStart = "fresh",
         on_transition: OnTransition = "carry",
     ) -> None:
         single = isinstance(transformation, optax.GradientTransformation)
@@ -494,15 +511,17 @@ def check_gradient(grads: Any, params: Any) -> None:
 
 
 class MultilevelAdam(MultilevelOptimizer):
-    """`MultilevelOptimizer` around ``optax.adam``.
+    """Adam whose moments follow their parameters, each corrected for its own age.
+
+    On the first level it takes the steps of ``optax.adam``. At a transition carried entries go on
+    as before and new ones begin with a fresh Adam of their own; see `scale_by_age_corrected_adam`.
 
     Args:
         learning_rate: step size, or an Optax schedule of the step count over the whole run.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
-        second_moment_start: see `SecondMomentStart`.
-        on_transition: see `MultilevelOptimizer`.
+        on_transition: see `OnTransition`.
 
     Raises:
         TypeError: if ``learning_rate`` is neither a number nor callable.
@@ -516,17 +535,14 @@ class MultilevelAdam(MultilevelOptimizer):
         b2: float = 0.999,
         eps: float = 1e-8,
         *,
-        second_moment_start: SecondMomentStart = "mean",
         on_transition: OnTransition = "carry",
     ) -> None:
         if not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
-        for name, decay in (("b1", b1), ("b2", b2)):
-            if not 0 <= check_nonnegative(name, decay) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {decay!r}")
-        check_positive("eps", eps)
         super().__init__(
-            optax.adam(learning_rate, b1=b1, b2=b2, eps=eps),
-            second_moment_start=second_moment_start,
+            optax.chain(
+                scale_by_age_corrected_adam(b1=b1, b2=b2, eps=eps),
+                optax.scale_by_learning_rate(learning_rate),
+            ),
             on_transition=on_transition,
         )

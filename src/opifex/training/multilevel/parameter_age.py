@@ -18,17 +18,27 @@ import optax
 
 from opifex.core.checks import check_callable
 
-__all__ = ["ParameterAgeState", "scale_by_parameter_age"]
+__all__ = ["ParameterAgeState", "grow_older", "initial_age", "scale_by_parameter_age"]
 
 
 class ParameterAgeState(NamedTuple):
     """Updates seen so far.
 
     Attributes:
-        age: a tree like the parameters, with one count per entry.
+        age: a tree like the parameters, with one count of type ``int32`` per entry.
     """
 
     age: Any
+
+
+def initial_age(params: Any) -> Any:
+    """Ages of entries that have seen no update: integers, since bfloat16 cannot count beyond 256."""
+    return optax.tree.zeros_like(params, dtype=jnp.int32)
+
+
+def grow_older(age: Any) -> Any:
+    """Ages after one more update; they stop at the largest integer."""
+    return jax.tree.map(optax.safe_increment, age)
 
 
 def scale_by_parameter_age(schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -51,7 +61,7 @@ def scale_by_parameter_age(schedule: optax.Schedule) -> optax.GradientTransforma
     check_callable("schedule", schedule)
 
     def init(params: Any) -> ParameterAgeState:
-        return ParameterAgeState(jax.tree.map(jnp.zeros_like, params))
+        return ParameterAgeState(initial_age(params))
 
     def update(
         updates: Any, state: ParameterAgeState, params: Any = None
@@ -62,6 +72,6 @@ def scale_by_parameter_age(schedule: optax.Schedule) -> optax.GradientTransforma
             updates,
             state.age,
         )
-        return scaled, ParameterAgeState(jax.tree.map(lambda age: age + 1, state.age))
+        return scaled, ParameterAgeState(grow_older(state.age))
 
     return optax.GradientTransformation(init, update)
