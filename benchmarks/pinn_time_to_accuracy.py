@@ -83,7 +83,7 @@ class Case:
     interior: tuple[int, ...]
     boundary: int = 100
     hidden_dims: tuple[int, ...] = (128, 128, 128)
-    learning_rates: Sequence[float] = field(default=(1e-3, 3e-3, 1e-2))
+    learning_rates: Sequence[float] = field(default=(1e-3, 3e-3, 1e-2, 3e-2))
     schedules: Sequence[str] = field(default=("constant", "cosine"))
     solved_below: float = 0.2
     networks: Callable[[Case, int, nnx.Rngs], list[Any]] = plain_networks

@@ -6,6 +6,8 @@ Methods, all in float64, on one problem and one seed:
 - ``lm-alone``: the same solver on the finest network from its own start, on its final data;
 - ``lm-continuation`` (Burgers, Allen-Cahn): the same data per level as the cascade, but every level
   has the finest network, which separates what the coefficient does from what the networks do;
+- ``lm-block-cycles`` (where a case does not resample): V-cycles over blocks, ten steps on the coarse
+  block, five before and five after it on the finest network;
 - ``natural-gradient-alone``, ``matrix-free-alone``: the other second-order smoothers on the finest
   network;
 - ``adam-cascade``, ``adam-alone``: Adam with the same networks and data.
@@ -47,10 +49,11 @@ from opifex.optimization.second_order import (
 from opifex.problems import AllenCahn, Burgers, Helmholtz, Poisson, Problem
 from opifex.problems.evolution import space_time_derivatives
 from opifex.training.adaptive_sampling import ResidualResampler
-from opifex.training.multilevel import CascadeTrainer, MultilevelConfig
+from opifex.training.multilevel import CascadeTrainer, MultilevelConfig, Strategy, VCycle
 
 CONSOLE = Console(width=140)
 UNLIMITED = 10**6
+CYCLES = 10**4  # more than any budget allows
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ def train(
     *,
     report_every: int,
     budget: float | None = None,
+    strategy: str | Strategy = "cascade",
 ) -> Run:
     """One run of a hierarchy; a budget counts processor seconds from the start, compilation too."""
     grid = case.problem.evaluation_points()
@@ -251,6 +255,7 @@ def train(
         report_every=report_every,
         callbacks=[record],
         resample=resampler(case),
+        strategy=strategy,
         key=jax.random.key(seed),
         compile_ahead=False,
     )
@@ -269,6 +274,18 @@ def methods(case: Case) -> dict[str, Callable[[int, float | None], Run]]:
         steps = [lv.steps for lv in levels]
         return train(
             case, levels, [solver] * len(levels), steps, seed, report_every=20, budget=budget
+        )
+
+    def lm_block_cycles(seed: int, budget: float | None) -> Run:
+        return train(
+            case,
+            levels,
+            [solver] * len(levels),
+            [10 * CYCLES] * len(levels),
+            seed,
+            report_every=20,
+            budget=budget,
+            strategy=VCycle(cycles=CYCLES, coarse="block"),
         )
 
     def alone(smoother: Any, seed: int, budget: float | None) -> Run:
@@ -291,6 +308,8 @@ def methods(case: Case) -> dict[str, Callable[[int, float | None], Run]]:
     found = {"lm-cascade": lm_cascade, "lm-alone": partial(alone, solver)}
     if finest.coefficient is not None:
         found["lm-continuation"] = lm_continuation
+    if case.candidates is None:
+        found["lm-block-cycles"] = lm_block_cycles
     found["natural-gradient-alone"] = partial(alone, EnergyNaturalGradient())
     found["matrix-free-alone"] = partial(alone, MatrixFreeGaussNewton())
     return found | {"adam-cascade": adam_cascade, "adam-alone": adam_alone}
