@@ -11,8 +11,11 @@ from flax import nnx
 from opifex.core.residuals import ResidualTerm
 from opifex.models.mlp import MLP
 from opifex.optimization.second_order import EnergyNaturalGradient
-from opifex.training.multilevel import CascadeTrainer, prolongate_preserving
-from opifex.training.multilevel.optimizer import transfer_optimizer_state
+from opifex.training.multilevel import (
+    CascadeTrainer,
+    prolongate_preserving,
+    transfer_optimizer_state,
+)
 
 LINEAR = ResidualTerm("fit", lambda u, row: u(row[:-1])[0] - row[-1])
 FIT = ResidualTerm("fit", lambda u, x: u(x)[0] - jnp.sin(3.0 * x[0]) * x[1])

@@ -23,7 +23,7 @@ from opifex.training.multilevel import (
     scale_by_parameter_age,
     transfer_optimizer_state,
 )
-from opifex.training.multilevel.optimizer import carried_fraction
+from opifex.training.multilevel.state_transfer import carried_fraction
 
 
 def leaves(tree):

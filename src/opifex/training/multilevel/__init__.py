@@ -38,8 +38,6 @@ from opifex.training.multilevel.optimizer import (
     MultilevelAdam,
     MultilevelOptimizer,
     OnTransition,
-    SecondMomentStart,
-    transfer_optimizer_state,
 )
 from opifex.training.multilevel.parameter_age import scale_by_parameter_age
 from opifex.training.multilevel.residual_correction import (
@@ -54,6 +52,10 @@ from opifex.training.multilevel.resolution import (
     interpolate_field,
     resolution_hierarchy,
     restrict_field,
+)
+from opifex.training.multilevel.state_transfer import (
+    SecondMomentStart,
+    transfer_optimizer_state,
 )
 from opifex.training.multilevel.strategies import Cascade, Strategy
 from opifex.training.multilevel.transfer import (

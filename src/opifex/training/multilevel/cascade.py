@@ -30,10 +30,10 @@ from opifex.training.multilevel.history import History
 from opifex.training.multilevel.optimizer import (
     MultilevelAdam,
     MultilevelOptimizer,
-    transfer_optimizer_state,
 )
 from opifex.training.multilevel.residual_correction import ResidualCorrection
 from opifex.training.multilevel.run import Callback, Metrics, MultilevelRun, Resample
+from opifex.training.multilevel.state_transfer import transfer_optimizer_state
 from opifex.training.multilevel.strategies import Cascade, Strategy
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
 from opifex.training.progress import ProgressBar
