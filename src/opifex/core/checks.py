@@ -91,6 +91,33 @@ def check_sequence(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a sequence, got {value!r} of type {type(value).__name__}")
 
 
+def _check_not_empty(name: str, values: Any) -> None:
+    check_sequence(name, values)
+    if len(values) == 0:
+        raise ValueError(f"{name} must not be empty, got {values!r}")
+
+
+def check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
+    """Return ``sizes`` as a tuple; raise unless it is a sequence of at least one positive integer."""
+    _check_not_empty(name, sizes)
+    return tuple(check_positive_int(f"{name}[{i}]", size) for i, size in enumerate(sizes))
+
+
+def check_positive_numbers(name: str, values: Any) -> tuple[float, ...]:
+    """Return ``values`` as a tuple; raise unless it is a sequence of at least one positive number."""
+    _check_not_empty(name, values)
+    return tuple(check_positive(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def check_last_axis(name: str, array: Any, size_name: str, size: int) -> None:
+    """Raise unless the last axis of ``array`` has the given size."""
+    shape = jnp.shape(array)
+    if not shape or shape[-1] != size:
+        raise ValueError(
+            f"{name} must have a last axis of size {size_name}={size}, got shape {shape}"
+        )
+
+
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """Return ``value``; raise unless it is one of ``allowed``."""
     if value not in allowed:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_callable, check_positive_int
+from opifex.core.checks import check_callable, check_last_axis, check_positive_int, check_sizes
 
 Activation = Callable[[Array], Array]
 
@@ -96,11 +96,7 @@ class MLP(nnx.Module):
     ) -> None:
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)
-        if len(hidden_dims) == 0:
-            raise ValueError("hidden_dims must name at least one hidden layer, got an empty list")
-        widths = tuple(
-            check_positive_int(f"hidden_dims[{i}]", w) for i, w in enumerate(hidden_dims)
-        )
+        widths = check_sizes("hidden_dims", hidden_dims)
         check_callable("activation", activation)
         if depth_gates and len(set(widths)) != 1:
             raise ValueError(f"depth_gates=True needs equal hidden_dims, got {list(widths)}")
@@ -131,11 +127,7 @@ class MLP(nnx.Module):
         Raises:
             ValueError: if the last axis of ``x`` is not ``input_dim``.
         """
-        if jnp.ndim(x) == 0 or x.shape[-1] != self.input_dim:
-            raise ValueError(
-                f"x must have a last axis of size input_dim={self.input_dim}, "
-                f"got shape {jnp.shape(x)}"
-            )
+        check_last_axis("x", x, "input_dim", self.input_dim)
         features: jax.Array = x
         for layer in self.hidden:
             features = layer(features)

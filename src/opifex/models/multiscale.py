@@ -22,9 +22,11 @@ from jaxtyping import Array, Float
 
 from opifex.core.checks import (
     check_callable,
+    check_last_axis,
     check_positive,
     check_positive_int,
-    check_sequence,
+    check_positive_numbers,
+    check_sizes,
 )
 from opifex.models.corrected import FrozenVariable
 from opifex.models.mlp import Activation, HiddenLayer
@@ -111,7 +113,7 @@ class FrequencyBand(nnx.Module):
     ) -> None:
         check_positive_int("input_dim", input_dim)
         check_positive_int("output_dim", output_dim)
-        widths = _check_widths(hidden_dims)
+        widths = check_sizes("hidden_dims", hidden_dims)
         omega = check_positive("frequency", frequency)
         check_callable("activation", activation)
         # A variable, so that a transfer carries it along with the weights that belong to it.
@@ -148,13 +150,6 @@ class FrequencyBand(nnx.Module):
         return features @ self.amplitudes[...]
 
 
-def _check_widths(hidden_dims: Sequence[int]) -> tuple[int, ...]:
-    check_sequence("hidden_dims", hidden_dims)
-    if len(hidden_dims) == 0:
-        raise ValueError("hidden_dims must name at least one hidden layer, got an empty sequence")
-    return tuple(check_positive_int(f"hidden_dims[{i}]", w) for i, w in enumerate(hidden_dims))
-
-
 def check_frequencies(frequencies: Sequence[float]) -> tuple[float, ...]:
     """Return frequencies as floats; raise unless they are positive and increase.
 
@@ -162,10 +157,7 @@ def check_frequencies(frequencies: Sequence[float]) -> tuple[float, ...]:
         ValueError: if there are none, one is not positive, or they do not increase.
         TypeError: if they are not a sequence of real numbers.
     """
-    check_sequence("frequencies", frequencies)
-    if len(frequencies) == 0:
-        raise ValueError("frequencies must name at least one band, got an empty sequence")
-    values = tuple(check_positive(f"frequencies[{i}]", f) for i, f in enumerate(frequencies))
+    values = check_positive_numbers("frequencies", frequencies)
     if any(low >= high for low, high in itertools.pairwise(values)):
         raise ValueError(f"frequencies must increase, got {list(values)}")
     return values
@@ -210,7 +202,7 @@ class MultiscaleMLP(nnx.Module):
     ) -> None:
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)
-        self.hidden_dims = _check_widths(hidden_dims)
+        self.hidden_dims = check_sizes("hidden_dims", hidden_dims)
         self.bands = nnx.List(
             FrequencyBand(
                 self.input_dim,
@@ -244,11 +236,7 @@ class MultiscaleMLP(nnx.Module):
         Raises:
             ValueError: if the last axis of ``x`` is not ``input_dim``.
         """
-        if jnp.ndim(x) == 0 or x.shape[-1] != self.input_dim:
-            raise ValueError(
-                f"x must have a last axis of size input_dim={self.input_dim}, "
-                f"got shape {jnp.shape(x)}"
-            )
+        check_last_axis("x", x, "input_dim", self.input_dim)
         total = self.bias[...]
         for band in self.bands:
             # Low bands first: adding a band that contributes zero changes no rounding.

@@ -18,7 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_positive
+from opifex.core.checks import (
+    check_positive,
+    check_positive_numbers,
+)
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
 from opifex.optimization.second_order.damped_least_squares import factorize
@@ -87,17 +90,13 @@ class LevenbergMarquardt:
             raise TypeError(
                 f"geodesic_acceleration must be a bool, got {self.geodesic_acceleration!r}"
             )
-        for i, factor in enumerate(self.damping_factors):
-            check_positive(f"damping_factors[{i}]", factor)
+        check_positive_numbers("damping_factors", self.damping_factors)
         if not any(factor > 1 for factor in self.damping_factors):
             raise ValueError(
                 "damping_factors must contain a factor above 1, so that the damping can rise, "
                 f"got {self.damping_factors!r}"
             )
-        if len(self.step_lengths) == 0:
-            raise ValueError("step_lengths must hold at least one length, got none")
-        for i, length in enumerate(self.step_lengths):
-            check_positive(f"step_lengths[{i}]", length)
+        check_positive_numbers("step_lengths", self.step_lengths)
         if self.max_damping < self.min_damping:
             raise ValueError(
                 f"max_damping must be at least min_damping={self.min_damping!r}, "

@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_nonnegative_int, check_positive, check_positive_int
+from opifex.core.checks import (
+    check_nonnegative_int,
+    check_positive,
+    check_positive_int,
+    check_positive_numbers,
+)
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
 from opifex.optimization.second_order.conjugate_gradients import (
@@ -77,10 +82,7 @@ class MatrixFreeGaussNewton:
             raise ValueError(f"decrease must be below 1, got {self.decrease!r}")
         if self.increase <= 1:
             raise ValueError(f"increase must be above 1, got {self.increase!r}")
-        if len(self.step_lengths) == 0:
-            raise ValueError("step_lengths must hold at least one length, got none")
-        for i, length in enumerate(self.step_lengths):
-            check_positive(f"step_lengths[{i}]", length)
+        check_positive_numbers("step_lengths", self.step_lengths)
         check_positive_int("rank", self.rank)
         check_positive("tolerance", self.tolerance)
         check_positive_int("max_iterations", self.max_iterations)

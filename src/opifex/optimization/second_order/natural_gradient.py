@@ -11,7 +11,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_nonnegative, check_positive
+from opifex.core.checks import (
+    check_nonnegative,
+    check_positive,
+    check_positive_numbers,
+)
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
 from opifex.optimization.second_order.damped_least_squares import factorize
@@ -66,10 +70,7 @@ class EnergyNaturalGradient:
         check_positive("damping", self.damping)
         if check_nonnegative("momentum", self.momentum) >= 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
-        if len(self.step_lengths) == 0:
-            raise ValueError("step_lengths must hold at least one length, got none")
-        for i, length in enumerate(self.step_lengths):
-            check_positive(f"step_lengths[{i}]", length)
+        check_positive_numbers("step_lengths", self.step_lengths)
 
     def init(self, params: Any) -> EnergyNaturalGradientState:
         """State before the first step."""

@@ -8,7 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from opifex.core.checks import check_callable, check_fraction, check_positive, check_positive_int
+from opifex.core.checks import (
+    check_callable,
+    check_fraction,
+    check_positive,
+    check_positive_int,
+    check_sizes,
+)
 from opifex.models import FNO, MLP, MultiscaleMLP
 from opifex.models.mlp import Activation
 from opifex.models.multiscale import check_frequencies
@@ -24,14 +30,6 @@ __all__ = [
 def _check_rngs(rngs: Any) -> None:
     if not isinstance(rngs, nnx.Rngs):
         raise TypeError(f"rngs must be an nnx.Rngs, got {rngs!r} of type {type(rngs).__name__}")
-
-
-def _check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
-    if isinstance(sizes, int | str) or not isinstance(sizes, Sequence):
-        raise TypeError(f"{name} must be a sequence of integers, got {sizes!r}")
-    if len(sizes) == 0:
-        raise ValueError(f"{name} must not be empty")
-    return tuple(check_positive_int(f"{name}[{i}]", size) for i, size in enumerate(sizes))
 
 
 def create_network_hierarchy(
@@ -69,7 +67,7 @@ def create_network_hierarchy(
     """
     check_positive_int("input_dim", input_dim)
     check_positive_int("output_dim", output_dim)
-    widths = _check_sizes("base_hidden_dims", base_hidden_dims)
+    widths = check_sizes("base_hidden_dims", base_hidden_dims)
     check_positive_int("num_levels", num_levels)
     check_fraction("coarsening_factor", coarsening_factor)
     check_callable("activation", activation)
@@ -116,7 +114,7 @@ def create_depth_hierarchy(
         ValueError: if a number is out of range or ``depths`` decreases.
     """
     check_positive_int("hidden_dim", hidden_dim)
-    sizes = _check_sizes("depths", depths)
+    sizes = check_sizes("depths", depths)
     if list(sizes) != sorted(sizes):
         raise ValueError(f"depths must not decrease from coarse to fine, got {list(sizes)}")
     check_callable("activation", activation)
@@ -181,7 +179,7 @@ def create_fno_hierarchy(
     modes = (
         (check_positive_int("base_modes", base_modes),) * spatial_dims
         if isinstance(base_modes, int) or not isinstance(base_modes, Sequence)
-        else _check_sizes("base_modes", base_modes)
+        else check_sizes("base_modes", base_modes)
     )
     if len(modes) != spatial_dims:
         raise ValueError(
@@ -254,9 +252,9 @@ def create_multiscale_hierarchy(
         ValueError: if a number is out of range, ``frequencies`` do not increase, or ``bands``
             decrease or do not end with all bands.
     """
-    widths = _check_sizes("hidden_dims", hidden_dims)
+    widths = check_sizes("hidden_dims", hidden_dims)
     values = check_frequencies(frequencies)
-    counts = tuple(range(1, len(values) + 1)) if bands is None else _check_sizes("bands", bands)
+    counts = tuple(range(1, len(values) + 1)) if bands is None else check_sizes("bands", bands)
     if list(counts) != sorted(counts) or counts[-1] != len(values):
         raise ValueError(
             f"bands must not decrease and must end with len(frequencies)={len(values)}, "
