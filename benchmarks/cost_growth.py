@@ -100,6 +100,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
         panel.loglog(sizes, [row["ms per step"] for row in chosen], "o-", label="ms per step")
         panel.loglog(sizes, [row["MiB"] for row in chosen], "s--", label="MiB")
         panel.set_xlabel(name)
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.xaxis.set_minor_formatter("")
         panel.legend()
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=110)
