@@ -86,7 +86,8 @@ def final(history: History, metric: str = "error") -> float:
     """
     values = [e.metrics[metric] for e in history.evaluations]
     last = values[-max(1, len(values) // 10) :]
-    return float(statistics.geometric_mean(last))
+    # The mean of one value would differ from it by rounding, and never be reached.
+    return last[0] if len(last) == 1 else float(statistics.geometric_mean(last))
 
 
 def lowest(history: History, metric: str = "error") -> float:
