@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float
 
 from opifex.core.checks import (
@@ -18,12 +19,9 @@ from opifex.core.checks import (
 )
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
-from opifex.optimization.second_order.conjugate_gradients import (
-    conjugate_gradients,
-    nystrom_approximation,
-)
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
 from opifex.optimization.second_order.levenberg_marquardt import LevenbergMarquardtState
+from opifex.optimization.second_order.nystrom import nystrom_approximation
 
 __all__ = ["MatrixFreeGaussNewton"]
 
@@ -132,12 +130,12 @@ class MatrixFreeGaussNewton:
         )
         damping = jnp.clip(state.damping, self._floor(dtype), self.max_damping)
         absolute = damping * jnp.sum(sketch.values)
-        direction, _ = conjugate_gradients(
+        direction, _ = cg(
             lambda vector: gram(vector) + absolute * vector,
             -transposed(residuals)[0],
-            lambda vector: sketch.precondition(vector, absolute),
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
+            M=lambda vector: sketch.precondition(vector, absolute),
+            tol=self.tolerance,
+            maxiter=self.max_iterations,
         )
         lengths = jnp.asarray(self.step_lengths, dtype)
         choice = best_candidate(problem.loss, problem.start, loss, lengths[:, None] * direction)

@@ -1,4 +1,4 @@
-r"""Conjugate gradients with a randomised Nyström preconditioner, for $(A + \mu I) x = b$.
+r"""A randomised low-rank approximation as a preconditioner of $(A + \mu I) x = b$.
 
 $A$ is symmetric, positive semidefinite and known only by its products with vectors.
 """
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["NystromApproximation", "conjugate_gradients", "nystrom_approximation"]
+__all__ = ["NystromApproximation", "nystrom_approximation"]
 
 Product = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 
@@ -66,60 +66,3 @@ def nystrom_approximation(
     root = sketch @ (vectors / jnp.sqrt(values))
     left, singular, _ = jnp.linalg.svd(root, full_matrices=False)
     return NystromApproximation(left, jnp.maximum(singular**2 - shift, 0.0))
-
-
-class _Iterate(NamedTuple):
-    solution: Float[Array, " n"]
-    residual: Float[Array, " n"]
-    preconditioned: Float[Array, " n"]
-    search: Float[Array, " n"]
-    iterations: Int[Array, ""]
-
-
-def conjugate_gradients(
-    product: Product,
-    right_hand_side: Float[Array, " n"],
-    precondition: Product,
-    *,
-    tolerance: float,
-    max_iterations: int,
-) -> tuple[Float[Array, " n"], Int[Array, ""]]:
-    """Solve a positive definite system from zero.
-
-    Args:
-        product: the matrix times a vector.
-        right_hand_side: the right-hand side.
-        precondition: the inverse of the preconditioner times a vector.
-        tolerance: the iteration ends when the norm of the residual is at most this times that of
-            the right-hand side.
-        max_iterations: or after so many iterations.
-
-    Returns:
-        The solution and the number of iterations.
-    """
-    limit = tolerance * jnp.linalg.norm(right_hand_side)
-
-    def proceed(now: _Iterate) -> Array:
-        return (jnp.linalg.norm(now.residual) > limit) & (now.iterations < max_iterations)
-
-    def iterate(now: _Iterate) -> _Iterate:
-        image = product(now.search)
-        energy = now.residual @ now.preconditioned
-        length = energy / (now.search @ image)
-        residual = now.residual - length * image
-        preconditioned = precondition(residual)
-        ratio = (residual @ preconditioned) / energy
-        return _Iterate(
-            now.solution + length * now.search,
-            residual,
-            preconditioned,
-            preconditioned + ratio * now.search,
-            now.iterations + 1,
-        )
-
-    first = precondition(right_hand_side)
-    start = _Iterate(
-        jnp.zeros_like(right_hand_side), right_hand_side, first, first, jnp.zeros((), jnp.int32)
-    )
-    end = jax.lax.while_loop(proceed, iterate, start)
-    return end.solution, end.iterations
