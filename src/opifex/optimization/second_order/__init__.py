@@ -1,5 +1,6 @@
 """Second-order methods: least-squares solvers that see residuals, and hybrids for Optax."""
 
+from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.hybrid import (
     HybridOptimizer,
     HybridOptimizerConfig,
@@ -16,6 +17,7 @@ from opifex.optimization.second_order.natural_gradient import (
 )
 
 __all__ = [
+    "AdaptiveDamping",
     "EnergyNaturalGradient",
     "EnergyNaturalGradientState",
     "HybridOptimizer",

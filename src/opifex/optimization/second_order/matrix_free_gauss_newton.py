@@ -3,7 +3,7 @@ r"""Gauss-Newton without a Jacobian matrix, for networks that are too large for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from opifex.core.checks import (
 )
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
+from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
 from opifex.optimization.second_order.levenberg_marquardt import LevenbergMarquardtState
 from opifex.optimization.second_order.nystrom import nystrom_approximation
@@ -36,15 +37,10 @@ class MatrixFreeGaussNewton:
     spectra of these problems is close to the $|J|_F^2$ of `LevenbergMarquardt`. The state is the
     same as there, so that the damping can be carried from one method to the other.
 
-    The length of the step is the best of a grid. The damping falls after a step of the first length
-    and rises if no length lowers the loss.
+    The length of the step is the best of a grid.
 
     Attributes:
-        initial_damping: $\mu$ of the first step.
-        min_damping: lower bound of the damping.
-        max_damping: upper bound of the damping.
-        decrease: factor of the damping after a step of the first length, below one.
-        increase: factor of the damping after a failure, above one.
+        damping: $\mu$ and how it changes.
         step_lengths: lengths to try.
         rank: rank of the preconditioner; larger than the number of parameters means that number.
         tolerance: relative residual at which the conjugate gradients end.
@@ -52,16 +48,11 @@ class MatrixFreeGaussNewton:
         seed: of the random vectors of the preconditioner.
 
     Raises:
-        ValueError: if a number is out of range, ``step_lengths`` is empty, or ``max_damping`` is
-            below ``min_damping``.
+        ValueError: if a number is out of range or ``step_lengths`` is empty.
         TypeError: if a setting has the wrong type.
     """
 
-    initial_damping: float = 1e-3
-    min_damping: float = 1e-16
-    max_damping: float = 1e3
-    decrease: float = 0.3
-    increase: float = 10.0
+    damping: AdaptiveDamping = field(default_factory=AdaptiveDamping)
     step_lengths: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.03)
     rank: int = 50
     tolerance: float = 1e-3
@@ -69,17 +60,8 @@ class MatrixFreeGaussNewton:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("initial_damping", "min_damping", "max_damping", "decrease", "increase"):
-            check_positive(name, getattr(self, name))
-        if self.max_damping < self.min_damping:
-            raise ValueError(
-                f"max_damping must be at least min_damping={self.min_damping!r}, "
-                f"got {self.max_damping!r}"
-            )
-        if self.decrease >= 1:
-            raise ValueError(f"decrease must be below 1, got {self.decrease!r}")
-        if self.increase <= 1:
-            raise ValueError(f"increase must be above 1, got {self.increase!r}")
+        if not isinstance(self.damping, AdaptiveDamping):
+            raise TypeError(f"damping must be an AdaptiveDamping, got {self.damping!r}")
         check_positive_numbers("step_lengths", self.step_lengths)
         check_positive_int("rank", self.rank)
         check_positive("tolerance", self.tolerance)
@@ -89,7 +71,7 @@ class MatrixFreeGaussNewton:
     def init(self, params: Any) -> LevenbergMarquardtState:
         """State before the first step."""
         dtype = jnp.result_type(*jax.tree.leaves(params))
-        return LevenbergMarquardtState(jnp.asarray(self.initial_damping, dtype))
+        return LevenbergMarquardtState(self.damping.start(dtype))
 
     def step(
         self,
@@ -128,7 +110,7 @@ class MatrixFreeGaussNewton:
         sketch = nystrom_approximation(
             gram, size, min(self.rank, size), jax.random.key(self.seed), dtype
         )
-        damping = jnp.clip(state.damping, self._floor(dtype), self.max_damping)
+        damping = self.damping.clip(state.damping)
         absolute = damping * jnp.sum(sketch.values)
         direction, _ = cg(
             lambda vector: gram(vector) + absolute * vector,
@@ -139,11 +121,5 @@ class MatrixFreeGaussNewton:
         )
         lengths = jnp.asarray(self.step_lengths, dtype)
         choice = best_candidate(problem.loss, problem.start, loss, lengths[:, None] * direction)
-        factor = jnp.where(
-            choice.accepted, jnp.where(choice.winner == 0, self.decrease, 1.0), self.increase
-        )
-        new = jnp.clip(damping * factor.astype(dtype), self._floor(dtype), self.max_damping)
+        new = self.damping.update(damping, choice)
         return problem.unravel(choice.point), LevenbergMarquardtState(new), loss
-
-    def _floor(self, dtype: Any) -> float:
-        return max(self.min_damping, float(jnp.finfo(dtype).eps))

@@ -3,7 +3,7 @@ r"""Energy natural gradient in residual space, with momentum and a line search o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +13,12 @@ from jaxtyping import Array, Float
 
 from opifex.core.checks import (
     check_nonnegative,
-    check_positive,
     check_positive_numbers,
 )
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
 from opifex.optimization.second_order.damped_least_squares import factorize
+from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
 
 __all__ = ["EnergyNaturalGradient", "EnergyNaturalGradientState"]
@@ -28,10 +28,12 @@ class EnergyNaturalGradientState(NamedTuple):
     """What is carried from step to step.
 
     Attributes:
+        damping: the damping of the next step.
         direction: the direction of the step before, with the structure of the parameters, so that
             it moves to another level as they do; zeros before the first step and after a failure.
     """
 
+    damping: Float[Array, ""]
     direction: Any
 
 
@@ -48,33 +50,37 @@ class EnergyNaturalGradient:
     these networks arXiv:2505.12149, section 3). With fewer residuals than parameters the solve is
     done in the space of residuals by the identity of Woodbury, so that small batches of points make
     cheap steps on large networks. The length of the step is the best of a grid by the loss on the
-    points of this step.
+    points of this step. A fixed $\mu$ either slows every step or, far from the solution, finds no
+    step at all; it therefore falls after full steps and rises after failures.
 
     Attributes:
-        damping: $\mu$, relative to the sum of the eigenvalues of $J^T J$; raised to the machine
-            precision of the parameters where it is smaller.
+        damping: $\mu$ and how it changes.
         momentum: $\beta$, in [0, 1); 0 gives the plain natural gradient.
         step_lengths: lengths to try.
 
     Raises:
-        ValueError: if ``damping`` or a length is not positive, ``momentum`` is not in [0, 1), or
+        ValueError: if a length is not positive, ``momentum`` is not in [0, 1), or
             ``step_lengths`` is empty.
         TypeError: if a setting has the wrong type.
     """
 
-    damping: float = 1e-8
+    damping: AdaptiveDamping = field(default_factory=AdaptiveDamping)
     momentum: float = 0.8
     step_lengths: tuple[float, ...] = tuple(0.5**k for k in range(10))
 
     def __post_init__(self) -> None:
-        check_positive("damping", self.damping)
+        if not isinstance(self.damping, AdaptiveDamping):
+            raise TypeError(f"damping must be an AdaptiveDamping, got {self.damping!r}")
         if check_nonnegative("momentum", self.momentum) >= 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
         check_positive_numbers("step_lengths", self.step_lengths)
 
     def init(self, params: Any) -> EnergyNaturalGradientState:
         """State before the first step."""
-        return EnergyNaturalGradientState(jax.tree.map(jnp.zeros_like, params))
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return EnergyNaturalGradientState(
+            self.damping.start(dtype), jax.tree.map(jnp.zeros_like, params)
+        )
 
     def step(
         self,
@@ -106,7 +112,7 @@ class EnergyNaturalGradient:
         loss = jnp.sum(residuals**2)
         pull = self.momentum * ravel_pytree(state.direction)[0]
         system = factorize(jacobian)
-        relative = max(self.damping, float(jnp.finfo(loss.dtype).eps))
+        relative = self.damping.clip(state.damping)
         right_hand_side = residuals + jnp.matmul(
             jacobian, pull, precision=jax.lax.Precision.HIGHEST
         )
@@ -116,5 +122,7 @@ class EnergyNaturalGradient:
         choice = best_candidate(problem.loss, problem.start, loss, lengths[:, None] * direction)
         # Momentum that leads nowhere is forgotten: the next step is a plain one.
         kept = jnp.where(choice.accepted, direction, jnp.zeros_like(direction))
-        new_state = EnergyNaturalGradientState(problem.unravel(kept))
+        new_state = EnergyNaturalGradientState(
+            self.damping.update(relative, choice), problem.unravel(kept)
+        )
         return problem.unravel(choice.point), new_state, loss
