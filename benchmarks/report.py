@@ -291,7 +291,8 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "Second order against jinns",
         "`jinns` at its documented settings (its Burgers notebook, natural gradient, 300 iterations; "
         "the other two problems with the same settings), with its weights of 1 and with ours, "
-        "against `lm-cascade` in one command.",
+        "against `lm-cascade` in one command. Ours has its conditions by construction, `jinns` trains "
+        "them, as its notebook does.",
         against_jinns,
     ),
     (
