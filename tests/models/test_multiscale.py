@@ -132,7 +132,7 @@ def test_what_is_no_sequence_is_refused(name, value):
 
 
 def test_no_band_at_all_is_refused():
-    with pytest.raises(ValueError, match="frequencies must name at least one band"):
+    with pytest.raises(ValueError, match="frequencies must not be empty"):
         MultiscaleMLP(**(GOOD | {"frequencies": []}), rngs=nnx.Rngs(0))
 
 
