@@ -41,8 +41,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def origin(results: Results) -> str:
     """Where the numbers come from."""
     used = results["versions"]
+    rows = results.get("rows", [])
+    commands = dict.fromkeys(row["command"] for row in rows if "command" in row)
+    given = "`, `".join(commands or [results["command"]])
     return (
-        f"`{results['command']}`, JAX {used['jax']}, Flax {used['flax']}, Optax {used['optax']}, "
+        f"`{given}`, JAX {used['jax']}, Flax {used['flax']}, Optax {used['optax']}, "
         f"Python {used['python']}; {used['machine']}."
     )
 
