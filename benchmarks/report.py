@@ -85,18 +85,25 @@ def plain(*columns: str) -> Callable[[Results], str]:
     return show
 
 
+def against_peer(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What every comparison with a peer's learning curve shows of one seed."""
+    return {
+        "seed": run["seed"],
+        "peer's best error": run["peer_best_error"],
+        "peer, s": run["peer_seconds_to_best"],
+        "cascade to it, s": run["seconds_to_peer_best"],
+        "ratio": run["ratio_to_peer"],
+        "with compilation": run["ratio_to_peer_with_compilation"],
+        "cascade ends with": run["cascade_final_error"],
+    }
+
+
 def peer_race(results: Results) -> str:
     """Our cascade, our finest network alone, and the peer."""
     rows = [
         {
-            "seed": run["seed"],
-            "peer's best error": run["peer_best_error"],
-            "peer, s": run["peer_seconds_to_best"],
-            "cascade to it, s": run["seconds_to_peer_best"],
-            "ratio": run["ratio_to_peer"],
-            "with compilation": run["ratio_to_peer_with_compilation"],
+            **against_peer(run),
             "peer ends with": run["peer_final_error"],
-            "cascade ends with": run["cascade_final_error"],
             "alone ends with": run["target_error"],
             "ratio to alone": run["ratio"],
         }
@@ -112,19 +119,7 @@ def peer_race(results: Results) -> str:
 
 def limited_peer_race(results: Results) -> str:
     """Our recorded cascade against a peer that was stopped at a time limit."""
-    rows = [
-        {
-            "seed": run["seed"],
-            "peer's best error": run["peer_best_error"],
-            "peer's epochs": run["peer_epochs"],
-            "peer, s": run["peer_seconds_to_best"],
-            "cascade to it, s": run["seconds_to_peer_best"],
-            "ratio": run["ratio_to_peer"],
-            "with compilation": run["ratio_to_peer_with_compilation"],
-            "cascade ends with": run["cascade_final_error"],
-        }
-        for run in results["runs"]
-    ]
+    rows = [{**against_peer(run), "peer's epochs": run["peer_epochs"]} for run in results["runs"]]
     return (
         f"{table(rows)}\n\nThe peer was stopped after {results['settings']['limit_seconds']:.0f} "
         "seconds of training, while its error was still falling; one seed was run. Its example does "
@@ -142,10 +137,11 @@ def growth(results: Results) -> str:
     )
 
 
-WALL = {
+JINNS = {
     "seconds": "seconds",
     "with compilation": "seconds_with_compilation",
     "seconds to goal": "seconds_to_target",
+    "median error, equal time": "longer_error",
 }
 PROCESSOR = {
     "processor seconds, with compilation": "processor_seconds_with_compilation",
@@ -153,24 +149,22 @@ PROCESSOR = {
 }
 
 
-def by_method(results: Results, times: Mapping[str, str]) -> str:
-    """One row per problem and method: the errors of all seeds, and medians of times.
+def middle(rows: Sequence[Mapping[str, Any]], name: str) -> float | str | None:
+    """The median of a field over the seeds; a dash where no row has it."""
+    found = [row[name] for row in rows if name in row]
+    return median(found) if found else "-"
+
+
+def by_method(results: Results, fields: Mapping[str, str]) -> str:
+    """One row per problem and method: the errors of all seeds, and medians of other fields.
 
     Args:
         results: whose rows to show.
-        times: title to field of the times.
+        fields: title to name of these fields.
     """
     groups: dict[tuple[str, str], list[Any]] = {}
     for row in results["rows"]:
         groups.setdefault((row["problem"], row["method"]), []).append(row)
-
-    def middle(rows: Sequence[Any], name: str) -> float | None:
-        return median([row.get(name) for row in rows])
-
-    def in_equal_time(rows: Sequence[Any]) -> float | str:
-        if "longer_error" not in results["rows"][-1]:
-            return ""
-        return middle(rows, "longer_error") if "longer_error" in rows[0] else "-"
 
     def line(problem: str, method: str, rows: Sequence[Any]) -> dict[str, Any]:
         return {
@@ -180,8 +174,7 @@ def by_method(results: Results, times: Mapping[str, str]) -> str:
                 f"{row['error']:.1e}" for row in rows
             ],
             "goal": f"{rows[0]['target']:.0e}",
-            **{title: middle(rows, name) for title, name in times.items()},
-            **({"median error, equal time": equal} if (equal := in_equal_time(rows)) else {}),
+            **{title: middle(rows, name) for title, name in fields.items()},
         }
 
     return table([line(*key, rows) for key, rows in groups.items()])
@@ -191,7 +184,7 @@ def against_jinns(results: Results) -> str:
     """Both sides, and what the peer's script was checked against."""
     check = results["check"]
     return (
-        by_method(results, WALL)
+        by_method(results, JINNS)
         + "\n\nWith the random keys of its own notebook the peer's script gives the losses that the "
         + f"notebook prints, and an error of {number(check['error'])} for Burgers' equation. "
         + f"jinns {results['peer']['versions']['jinns']}."
@@ -383,23 +376,19 @@ def accuracy() -> list[dict[str, Any]]:
     if ours is None:
         return []
 
-    def middle(results: Results | None, problem: str, method: str, name: str) -> str:
-        found = [
-            row[name]
-            for row in (results or {"rows": []})["rows"]
-            if (row["problem"], row["method"]) == (problem, method)
-        ]
-        return number(median(found)) if found else "-"
+    def of_method(results: Results | None, problem: str, method: str, name: str) -> Any:
+        rows = (results or {"rows": []})["rows"]
+        return middle([r for r in rows if (r["problem"], r["method"]) == (problem, method)], name)
 
     problems = dict.fromkeys(row["problem"] for row in ours["rows"])
     return [
         {
             "PINN": problem,
-            "Levenberg-Marquardt cascade": middle(ours, problem, "lm-cascade", "error"),
-            "finest network alone": middle(ours, problem, "lm-alone", "error"),
-            "Adam, same time": middle(ours, problem, "adam-alone", "error"),
-            "jinns as documented, same time": middle(theirs, problem, "jinns", "longer_error"),
-            "seconds with compilation": middle(
+            "Levenberg-Marquardt cascade": of_method(ours, problem, "lm-cascade", "error"),
+            "finest network alone": of_method(ours, problem, "lm-alone", "error"),
+            "Adam, same time": of_method(ours, problem, "adam-alone", "error"),
+            "jinns as documented, same time": of_method(theirs, problem, "jinns", "longer_error"),
+            "seconds with compilation": of_method(
                 ours, problem, "lm-cascade", "processor_seconds_with_compilation"
             ),
         }
