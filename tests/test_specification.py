@@ -204,8 +204,11 @@ def test_trainer_from_a_hierarchy_starts_on_the_coarsest_level() -> None:
     )
     optimizer = MultilevelAdam(learning_rate=1e-3)
     trainer = CascadeTrainer(hierarchy=hierarchy, optimizer=optimizer, prolongate_fn=prolongate)
-    assert trainer.model is hierarchy[0]
+    assert trainer.model is trainer.hierarchy[0]
     assert trainer.get_current_model() is trainer.model
+    # The trainer owns copies: the given models never change, and can serve another one.
+    assert trainer.model is not hierarchy[0]
+    np.testing.assert_array_equal(trainer.model.output.kernel[...], hierarchy[0].output.kernel[...])
     assert trainer.optimizer is optimizer
     assert trainer.prolongate_fn is prolongate
     assert trainer.current_level == trainer.current_level_index == 0
@@ -295,7 +298,7 @@ def test_transfer_copies_and_truncates() -> None:
 
 def test_fourier_hierarchy_and_its_trainer() -> None:
     fno_hierarchy = create_fno_hierarchy(
-        base_modes=8, width=6, num_levels=3, reduction_factor=2, rngs=nnx.Rngs(0), num_layers=2
+        base_modes=8, width=4, num_levels=3, reduction_factor=2, rngs=nnx.Rngs(0), num_layers=1
     )
     assert [model.modes for model in fno_hierarchy] == [(2,), (4,), (8,)]
     trainer = CascadeTrainer(

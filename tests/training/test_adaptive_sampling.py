@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from opifex.training.adaptive_sampling import RADSampler, RARDSampler
+from tolerances import distance, rounding
 
 
 @pytest.mark.parametrize(("k", "c"), [(1.0, 1.0), (2.0, 0.0), (0.0, 1.0), (0.5, 3.0)])
 def test_density_is_that_of_the_paper(k, c):
     r = np.random.default_rng(0).normal(size=50)
     expected = np.abs(r) ** k / np.mean(np.abs(r) ** k) + c
-    np.testing.assert_allclose(
-        RADSampler(k, c).probabilities(jnp.asarray(r)), expected / expected.sum(), rtol=1e-4
-    )
+    found = RADSampler(k, c).probabilities(jnp.asarray(r))
+    # Sums of 50 positive terms; a power multiplies relative errors by its exponent.
+    allowed = rounding(np.float32, condition=1 + k, operations=6)
+    assert distance(found, expected / expected.sum()) <= allowed
 
 
 def test_frequencies_of_single_draws_follow_the_density():
@@ -37,14 +39,14 @@ def test_samples_are_distinct_points_and_jit_works():
 
 def test_components_count_by_their_norm():
     residuals = jnp.array([[3.0, 4.0], [0.0, 5.0], [5.0, 0.0]])
-    np.testing.assert_allclose(RADSampler().probabilities(residuals), 1 / 3, rtol=1e-6)
+    assert distance(RADSampler().probabilities(residuals), 1 / 3) <= rounding(np.float32)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
 def test_extreme_residuals_give_a_proper_density(scale):
     p = RADSampler(k=3.0).probabilities(scale * jnp.array([1.0, 2.0, 3.0]))
     assert np.all(np.isfinite(p))
-    np.testing.assert_allclose(jnp.sum(p), 1.0, rtol=1e-5)
+    assert distance(jnp.sum(p), 1.0) <= rounding(np.float32)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -54,9 +56,8 @@ def test_residuals_that_are_not_finite(bad):
     with pytest.raises(ValueError, match="residuals must be finite, got NaN or infinity at 1 of 4"):
         RADSampler().probabilities(residuals)
     compiled = jax.jit(RADSampler(k=2.0).probabilities)
-    np.testing.assert_allclose(
-        compiled(residuals), RADSampler(k=2.0).probabilities(residuals.at[1].set(3.0)), rtol=1e-6
-    )
+    expected = RADSampler(k=2.0).probabilities(residuals.at[1].set(3.0))
+    assert distance(compiled(residuals), expected) <= rounding(np.float32)
 
 
 def test_points_of_probability_zero_come_last_and_in_random_order():

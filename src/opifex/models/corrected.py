@@ -1,7 +1,8 @@
-"""A model plus a scaled correction: what residual-correction hierarchies are made of."""
+"""A frozen model plus a scaled, trainable correction, as multi-stage networks are built."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +20,29 @@ class FrozenVariable(nnx.Variable):
 
 
 def freeze(model: nnx.Module) -> nnx.Module:
-    """A copy of a model whose parameters are `FrozenVariable`."""
+    """A copy of a model that nothing changes any more.
+
+    Its parameters become `FrozenVariable`, wherever they are kept (lists, dictionaries, tied to each
+    other), and it is set to evaluation, so that batch statistics stay as they were trained.
+
+    Args:
+        model: the model; it is not changed.
+    """
     copy = nnx.clone(model)
-    for _, module in nnx.iter_modules(copy):
-        for name, value in list(vars(module).items()):
+    copy.eval()
+    frozen: dict[int, FrozenVariable] = {}
+    for _, node in list(nnx.iter_graph(copy)):
+        if isinstance(node, dict | list):
+            entries: Any = node.items() if isinstance(node, dict) else enumerate(node)
+            place = node.__setitem__
+        elif isinstance(node, nnx.Pytree):
+            entries = vars(node).items()
+            place = functools.partial(setattr, node)
+        else:
+            continue
+        for name, value in list(entries):
             if isinstance(value, nnx.Param):
-                setattr(module, name, FrozenVariable(value[...]))
+                place(name, frozen.setdefault(id(value), FrozenVariable(value[...])))
     return copy
 
 

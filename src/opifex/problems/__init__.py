@@ -1,4 +1,7 @@
-"""Boundary and initial value problems: domain, residuals, conditions, points and solution."""
+"""Boundary and initial value problems: domain, residuals, conditions, points and solution.
+
+The room may import `opifex.core` and `opifex.models` (for trial functions).
+"""
 
 from opifex.problems.allen_cahn import AllenCahn, solve_allen_cahn
 from opifex.problems.base import Problem

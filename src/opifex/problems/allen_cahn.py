@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +34,10 @@ class AllenCahn(Problem):
         diffusivity: $\epsilon$.
         reaction: $\rho$.
         condition_weight: weight of the initial and of the periodicity term.
+
+    Raises:
+        TypeError: if a setting is not a number.
+        ValueError: if a setting is not positive.
     """
 
     diffusivity: float = 1e-4
@@ -50,7 +54,7 @@ class AllenCahn(Problem):
         """Space and time."""
         return Box((-1.0, 0.0), (1.0, 1.0))
 
-    @property
+    @cached_property
     def terms(self) -> tuple[ResidualTerm, ...]:
         """Equation, initial value, periodicity of value and slope."""
         return (
@@ -65,7 +69,7 @@ class AllenCahn(Problem):
 
     def condition_points(
         self, num_points: int, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "n dim"], ...]:
+    ) -> tuple[Float[Array, "_ dim"], ...]:
         """Half of the points at the initial time, half at the left end (for periodicity)."""
         half = max(1, num_points // 2)
         return (
@@ -148,7 +152,7 @@ def solve_allen_cahn(
         save_every: steps between saved times.
 
     Returns:
-        Points in space (num_modes,), saved times (m,), and values (m, num_modes).
+        Points in space (num_modes,), saved times (m,), and values (m, num_modes), all float64.
     """
     x = -1 + 2 * np.arange(num_modes) / num_modes
     frequency = np.fft.rfftfreq(num_modes, 2 / num_modes) * 2 * np.pi

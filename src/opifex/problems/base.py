@@ -44,19 +44,35 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:
-        """The solution at points: analytic, or interpolated from a converged computation."""
+        """The solution at points: analytic, or interpolated from a converged computation.
+
+        Args:
+            points: shape (n, input_dim).
+
+        Returns:
+            Values of shape (n, output_dim), in the dtype of the points.
+        """
 
     @abc.abstractmethod
     def condition_points(
         self, num_points: int, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "n dim"], ...]:
-        """Points for every term after the first, ``num_points`` for all of them together."""
+    ) -> tuple[Float[Array, "_ dim"], ...]:
+        """Points for every term after the first.
+
+        Args:
+            num_points: number of points for all these terms together.
+            key: random key; without it the points are evenly spread.
+
+        Returns:
+            One array (points, input_dim) per term after the first.
+        """
 
     @abc.abstractmethod
     def trial_function(self, network: nnx.Module) -> TrialFunction:
         """A model around a network that meets all conditions whatever the parameters are.
 
-        Only the first of the `terms` is then left to minimise.
+        These are hard constraints (an ansatz), see `opifex.models.TrialFunction`. Only the first of
+        the `terms` is then left to minimise.
 
         Args:
             network: maps points (..., input_dim) to values (..., output_dim).
@@ -77,8 +93,10 @@ class Problem(abc.ABC):
         num_boundary: int,
         *,
         method: str = "uniform",
-    ) -> tuple[Float[Array, "n dim"], ...]:
-        """Collocation points, one array per term. Interior sets are nested for equal keys.
+    ) -> tuple[Float[Array, "_ dim"], ...]:
+        """Collocation points, one array (points, input_dim) per term.
+
+        Interior sets are nested for equal keys: the first points of a larger set are the smaller one.
 
         Args:
             key: random key.
@@ -95,8 +113,12 @@ class Problem(abc.ABC):
         interior = interior_points(num_interior, self.domain, key=key, method=method)
         return (interior, *self.condition_points(num_boundary))
 
-    def loss(self, model: PointFunction, *points: Float[Array, "n dim"]) -> Float[Array, ""]:
-        """Weighted sum of the terms' mean squares.
+    def loss(self, model: PointFunction, *points: Float[Array, "_ dim"]) -> Float[Array, ""]:
+        """Weighted sum of the terms' mean squares, a scalar.
+
+        Args:
+            model: the approximation, a function of one point.
+            *points: one array (points, input_dim) per term, as `sample_points` returns them.
 
         Raises:
             ValueError: if the number of point arrays is not the number of terms.
@@ -104,13 +126,17 @@ class Problem(abc.ABC):
         return mean_square_loss(self.terms, model, *points)
 
     def residual_vector(
-        self, model: PointFunction, *points: Float[Array, "n dim"]
+        self, model: PointFunction, *points: Float[Array, "_ dim"]
     ) -> Float[Array, " total"]:
-        """All residuals, scaled so that the sum of their squares is `loss`."""
+        """All residuals, scaled so that the sum of their squares is `loss`; arguments are the same."""
         return residual_vector(self.terms, model, *points)
 
     def evaluation_points(self, points_per_axis: int = 101) -> Float[Array, "n dim"]:
-        """A tensor grid for measuring errors. Training never sees it."""
+        """A tensor grid for measuring errors, not among the points of training.
+
+        Returns:
+            Shape (points_per_axis ** input_dim, input_dim), boundary included.
+        """
         return grid_points([points_per_axis] * self.input_dim, self.domain)
 
     def relative_l2_error(
@@ -120,7 +146,10 @@ class Problem(abc.ABC):
 
         Args:
             model: the approximation.
-            points: where; `evaluation_points` by default.
+            points: where, shape (n, input_dim); `evaluation_points` by default.
+
+        Returns:
+            The relative error, a scalar.
         """
         where = self.evaluation_points() if points is None else points
         exact = self.exact(where)
@@ -129,7 +158,12 @@ class Problem(abc.ABC):
 
 
 def zero_on_the_boundary(network: nnx.Module, domain: Box) -> TrialFunction:
-    r"""$\prod_i 4 y_i (1 - y_i)\, N(2y - 1)$ with $y$ the point scaled to the unit cube."""
+    r"""$\prod_i 4 y_i (1 - y_i)\, N(2y - 1)$ with $y$ the point scaled to the unit cube.
+
+    Args:
+        network: $N$, of one output.
+        domain: the box.
+    """
     lower, extent = np.asarray(domain.lower), np.asarray(domain.upper) - np.asarray(domain.lower)
 
     def unit(x: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,10 @@ class Burgers(Problem):
     Attributes:
         viscosity: $\nu$; $0.01/\pi$ gives the usual steep front at $x = 0$.
         condition_weight: weight of the initial and of the boundary term.
+
+    Raises:
+        TypeError: if a setting is not a number.
+        ValueError: if a setting is not positive.
     """
 
     viscosity: float = 0.01 / float(np.pi)
@@ -47,7 +52,7 @@ class Burgers(Problem):
         """Space and time."""
         return Box((-1.0, 0.0), (1.0, 1.0))
 
-    @property
+    @cached_property
     def terms(self) -> tuple[ResidualTerm, ...]:
         """Equation, initial value, boundary value."""
         return (
@@ -64,7 +69,7 @@ class Burgers(Problem):
 
     def condition_points(
         self, num_points: int, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "n dim"], ...]:
+    ) -> tuple[Float[Array, "_ dim"], ...]:
         """Half of the points at the initial time, half at the ends."""
         half = max(1, num_points // 2)
         return initial_points(half, self.domain, key), side_points(half, self.domain, key)

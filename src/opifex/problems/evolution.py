@@ -39,7 +39,7 @@ def _spread(count: int, key: PRNGKeyArray | None) -> np.ndarray:
 def initial_points(
     num_points: int, domain: Box, key: PRNGKeyArray | None = None
 ) -> Float[Array, "n dim"]:
-    """Points at the initial time, evenly spaced unless a key is given."""
+    """Points at the initial time, shape (num_points, 2), evenly spaced unless a key is given."""
     unit = np.stack([_spread(num_points, key), np.zeros(num_points)], axis=1)
     return jnp.asarray(domain.scale(unit), jnp.result_type(float))
 
@@ -47,7 +47,11 @@ def initial_points(
 def side_points(
     num_points: int, domain: Box, key: PRNGKeyArray | None = None, *, both: bool = True
 ) -> Float[Array, "n dim"]:
-    """Points on the ends of the space interval, alternating between them (or on the left only)."""
+    """Points on the ends of the space interval, shape (num_points, 2).
+
+    They alternate between both ends, or all lie on the left one. Times are evenly spaced unless a key
+    is given.
+    """
     times = _spread(num_points, key)
     sides = np.arange(num_points) % 2 if both else np.zeros(num_points)
     return jnp.asarray(domain.scale(np.stack([sides, times], axis=1)), jnp.result_type(float))

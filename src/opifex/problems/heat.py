@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax.numpy as jnp
 from flax import nnx
@@ -27,6 +28,10 @@ class Heat(Problem):
     Attributes:
         diffusivity: $\kappa$.
         condition_weight: weight of the initial and of the boundary term.
+
+    Raises:
+        TypeError: if a setting is not a number.
+        ValueError: if a setting is not positive.
     """
 
     diffusivity: float = 0.1
@@ -41,7 +46,7 @@ class Heat(Problem):
         """Space and time."""
         return Box((0.0, 0.0), (1.0, 1.0))
 
-    @property
+    @cached_property
     def terms(self) -> tuple[ResidualTerm, ...]:
         """Equation, initial value, boundary value."""
         return (
@@ -58,7 +63,7 @@ class Heat(Problem):
 
     def condition_points(
         self, num_points: int, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "n dim"], ...]:
+    ) -> tuple[Float[Array, "_ dim"], ...]:
         """Half of the points at the initial time, half at the ends."""
         half = max(1, num_points // 2)
         return initial_points(half, self.domain, key), side_points(half, self.domain, key)

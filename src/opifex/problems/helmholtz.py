@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax.numpy as jnp
 from flax import nnx
@@ -30,6 +31,10 @@ class Helmholtz(Problem):
         half_waves: $n$, half-waves of the fine part per axis.
         amplitude: $a$, of the fine part.
         boundary_weight: weight of the boundary term in the loss.
+
+    Raises:
+        TypeError: if a setting is not a number, or ``half_waves`` is not an integer.
+        ValueError: if a setting is not positive.
     """
 
     wave_number: float = 4 * float(jnp.pi)
@@ -48,7 +53,7 @@ class Helmholtz(Problem):
         """The unit square."""
         return UNIT_SQUARE
 
-    @property
+    @cached_property
     def terms(self) -> tuple[ResidualTerm, ...]:
         """Interior residual and boundary value."""
         return (
@@ -73,7 +78,7 @@ class Helmholtz(Problem):
 
     def condition_points(
         self, num_points: int, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "n dim"], ...]:
+    ) -> tuple[Float[Array, "_ dim"], ...]:
         """Boundary points."""
         return box_boundary(self, num_points, key)
 

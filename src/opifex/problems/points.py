@@ -47,12 +47,13 @@ class Box:
         return len(self.lower)
 
     def scale(self, unit: np.ndarray | Array) -> np.ndarray | Array:
-        """Points of the unit cube to points of the box."""
+        """Points of the unit cube to points of the box, both of shape (..., dim)."""
         lower, upper = np.asarray(self.lower), np.asarray(self.upper)
         return lower + unit * (upper - lower)
 
 
 UNIT_SQUARE = Box((0.0, 0.0), (1.0, 1.0))
+"""The box $[0, 1]^2$, the default domain of all functions here."""
 
 
 def interior_points(
@@ -70,6 +71,9 @@ def interior_points(
         key: random key; the default is ``jax.random.key(0)``.
         method: ``"uniform"`` (independent) or ``"sobol"`` (scrambled Sobol sequence, SciPy; the
             key gives the scrambling). Both are nested for equal keys.
+
+    Returns:
+        Shape (num_points, dim), of JAX's default floating-point type.
 
     Raises:
         TypeError: if ``num_points`` is not an integer or ``key`` is no random key.
@@ -100,6 +104,9 @@ def generate_boundary_points(
         domain: the box, the unit square by default.
         key: random key; without it the points of each face are evenly spaced (two dimensions) or a
             Halton sequence (more).
+
+    Returns:
+        Shape (num_points, dim), of JAX's default floating-point type.
 
     Raises:
         TypeError: if ``num_points`` is not an integer or ``key`` is no random key.
@@ -136,6 +143,9 @@ def grid_points(shape: Sequence[int], domain: Box = UNIT_SQUARE) -> Float[Array,
     Args:
         shape: number of points per axis.
         domain: the box.
+
+    Returns:
+        Shape (product of ``shape``, dim), of JAX's default floating-point type.
 
     Raises:
         ValueError: if ``shape`` does not have one positive entry per axis.

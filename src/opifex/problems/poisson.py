@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax.numpy as jnp
 from flax import nnx
@@ -26,6 +27,20 @@ class Poisson(Problem):
 
     Attributes:
         boundary_weight: weight of the boundary term in the loss.
+
+    Raises:
+        TypeError: if a setting is not a number.
+        ValueError: if a setting is not positive.
+
+    Example:
+        >>> import jax
+        >>> from opifex.problems import Poisson
+        >>> problem = Poisson()
+        >>> interior, boundary = problem.sample_points(jax.random.key(0), 100, 40)
+        >>> interior.shape, boundary.shape
+        ((100, 2), (40, 2))
+        >>> bool(problem.loss(problem.exact, interior, boundary) < 1e-6)
+        True
     """
 
     boundary_weight: float = 10.0
@@ -38,7 +53,7 @@ class Poisson(Problem):
         """The unit square."""
         return UNIT_SQUARE
 
-    @property
+    @cached_property
     def terms(self) -> tuple[ResidualTerm, ...]:
         """Interior residual and boundary value."""
         return (
@@ -48,7 +63,7 @@ class Poisson(Problem):
 
     def condition_points(
         self, num_points: int, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "n dim"], ...]:
+    ) -> tuple[Float[Array, "_ dim"], ...]:
         """Boundary points."""
         return box_boundary(self, num_points, key)
 

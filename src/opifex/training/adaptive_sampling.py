@@ -39,6 +39,16 @@ class RADSampler:
     Raises:
         TypeError: if a number has the wrong type.
         ValueError: if a number is negative.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from opifex.training.adaptive_sampling import RADSampler
+        >>> points = jnp.linspace(0.0, 1.0, 100)[:, None]
+        >>> residuals = jnp.where(points > 0.9, 1.0, 0.0)
+        >>> chosen = RADSampler(c=0.0).sample(points, residuals, 5, jax.random.key(0))
+        >>> chosen.shape, bool(jnp.all(chosen > 0.9))
+        ((5, 1), True)
     """
 
     k: float = 1.0
@@ -55,6 +65,9 @@ class RADSampler:
             residuals: residual at each candidate; several components count by their norm. Inside
                 compiled code, where no error can be raised, NaN and infinity count as the largest
                 finite residual.
+
+        Returns:
+            Shape (n,), with sum one.
 
         Raises:
             ValueError: if ``residuals`` has no axis, or outside of compiled code holds NaN or
@@ -90,6 +103,9 @@ class RADSampler:
             batch_size: number of indices, a Python integer.
             key: random key.
 
+        Returns:
+            Shape (batch_size,), int32, all different.
+
         Raises:
             TypeError: if ``batch_size`` is not an integer, or ``key`` is no random key.
             ValueError: if ``batch_size`` is not in 1..n.
@@ -121,8 +137,11 @@ class RADSampler:
             batch_size: how many to draw.
             key: random key.
 
+        Returns:
+            The points drawn, shape (batch_size, dim).
+
         Raises:
-            TypeError: if ``batch_size`` is not an integer.
+            TypeError: if ``batch_size`` is not an integer, or ``key`` is no random key.
             ValueError: if the numbers of points and residuals differ, or ``batch_size`` is out of
                 range.
         """
@@ -173,9 +192,14 @@ class RARDSampler:
         check_nonnegative("c", self.c)
 
     def start(self, points: Float[Array, "n dim"], capacity: int) -> GrowingPoints:
-        """A set with room for ``capacity`` points.
+        """A set with room for further points.
+
+        Args:
+            points: the first points.
+            capacity: most points that the set can hold.
 
         Raises:
+            TypeError: if ``capacity`` is not an integer.
             ValueError: if ``capacity`` is less than the number of points.
         """
         if check_positive_int("capacity", capacity) < points.shape[0]:
@@ -195,7 +219,18 @@ class RARDSampler:
     ) -> GrowingPoints:
         """Add points; those beyond the capacity are dropped. Jit-compatible, static ``num_new``.
 
+        Args:
+            current: the set so far.
+            candidates: points to draw from.
+            residuals: residual at each of them.
+            num_new: how many to draw.
+            key: random key.
+
+        Returns:
+            The larger set, in arrays of the same shapes.
+
         Raises:
+            TypeError: if ``num_new`` is not an integer, or ``key`` is no random key.
             ValueError: if the numbers of candidates and residuals differ or ``num_new`` is out of
                 range.
         """
@@ -208,7 +243,9 @@ class RARDSampler:
 
 @dataclass(frozen=True)
 class ResidualResampler:
-    """Moves collocation points to where a residual is large; for ``CascadeTrainer.fit(resample=...)``.
+    """Moves collocation points to where a residual is large, while a level trains.
+
+    It is the ``draw`` of a `Resampled`: ``fit(terms, Resampled(points, ResidualResampler(...)))``.
 
     Attributes:
         term: whose residual counts.
@@ -220,6 +257,19 @@ class ResidualResampler:
     Raises:
         TypeError: if an attribute has the wrong type.
         ValueError: if ``index`` is negative.
+
+    Example:
+        >>> import jax
+        >>> from opifex.problems import Poisson
+        >>> from opifex.training.adaptive_sampling import ResidualResampler
+        >>> def candidates(points, key):
+        ...     return jax.random.uniform(key, (500, 2))
+        >>> problem = Poisson()
+        >>> draw = ResidualResampler(problem.terms[0], candidates)
+        >>> data = problem.sample_points(jax.random.key(0), 50, 20)
+        >>> new = draw(lambda x: x[:1] ** 3, data, jax.random.key(1))
+        >>> new[0].shape, new[1] is data[1]
+        ((50, 2), True)
     """
 
     term: ResidualTerm
@@ -239,6 +289,14 @@ class ResidualResampler:
         self, model: PointFunction, data: tuple[Any, ...], key: PRNGKeyArray
     ) -> tuple[Any, ...]:
         """The data with new points in place of the old.
+
+        Args:
+            model: the present model, a function of one point.
+            data: the present data.
+            key: random key.
+
+        Returns:
+            A tuple like ``data``.
 
         Raises:
             ValueError: if ``data`` has no entry ``index``, or there are fewer candidates than points.

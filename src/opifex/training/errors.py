@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = ["NonFiniteLossError"]
 
 
@@ -11,7 +13,7 @@ class NonFiniteLossError(FloatingPointError):
     The trainer that raised it keeps the last state whose loss was finite.
 
     Attributes:
-        level: level at which it happened, 0 the coarsest.
+        level: level at which it happened; 0 is the coarsest.
         step: number of steps taken on that level before the one that failed.
         last_loss: last finite loss of this level, NaN if there was none.
     """
@@ -24,3 +26,6 @@ class NonFiniteLossError(FloatingPointError):
         self.level = level
         self.step = step
         self.last_loss = last_loss
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.level, self.step, self.last_loss)

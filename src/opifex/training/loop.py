@@ -1,39 +1,46 @@
 """The compiled inner loop: the only place with a device loop, shuffling and buffer donation.
 
 One call of the compiled program takes as many steps as the host asks for, up to a fixed capacity,
-and stops by itself at the first loss that is not finite. The host looks in only between calls. The
-number of steps is an argument of the program, not a constant in it, so that one compilation serves
-every call and any stopping point can be reached again exactly.
+and stops by itself at the first loss that is not finite. The number of steps is an argument of the
+program, not a constant in it, so that one compilation serves every call and any stopping point can
+be reached again exactly.
+
+Programs are kept by what decides them (loss, graph definition, smoother, batch size, shapes), not
+by who uses them: a second run of the same structure traces and compiles nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, TimeoutError
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from opifex.core.checks import check_positive_int
-from opifex.training.objective import Objective, split_model
-from opifex.training.smoothers import Smoother
+from opifex.training.objective import Objective, hashable, plain
+from opifex.training.operations import count_operations
+from opifex.training.smoother import Smoother
 
-__all__ = ["CompiledLoop", "LoopState", "check_data", "enable_compilation_cache"]
+__all__ = ["CAPACITY", "CompiledLoop", "LoopState", "as_arrays", "owned", "steps_per_epoch"]
+
+CAPACITY = 8192
+"""Most steps of one call: the losses of a call come back in a buffer of this size."""
 
 
 class LoopState(NamedTuple):
-    """Everything a run depends on, as one pytree.
+    """Everything the steps on one level depend on, as one pytree.
 
     Attributes:
         params: trainable parameters.
         rest: all other variables of the model.
         smoother: state of the smoother.
         key: random key from which the keys of all later steps follow.
-        step: steps taken on this level.
+        step: steps taken in this visit of the level.
         order: the current epoch's order of the samples; empty for full-batch training.
     """
 
@@ -44,6 +51,29 @@ class LoopState(NamedTuple):
     step: Int[Array, ""]
     order: Int[Array, " samples"]
 
+    @classmethod
+    def start(
+        cls,
+        params: Any,
+        rest: Any,
+        smoother: Any,
+        key: PRNGKeyArray,
+        data: tuple[Any, ...] = (),
+        batch_size: int | None = None,
+    ) -> LoopState:
+        """State before the first step.
+
+        Args:
+            params: trainable parameters.
+            rest: all other variables of the model.
+            smoother: state of the smoother.
+            key: random key.
+            data: arguments of the loss, whose first axis is shuffled if there is a ``batch_size``.
+            batch_size: samples per step, or ``None`` for all data at every step.
+        """
+        order = jnp.arange(0 if batch_size is None else _samples(data), dtype=jnp.int32)
+        return cls(params, rest, smoother, key, jnp.zeros((), jnp.int32), order)
+
 
 class _Carry(NamedTuple):
     state: LoopState
@@ -52,140 +82,110 @@ class _Carry(NamedTuple):
     finite: Array
 
 
-def check_data(data: Any, batch_size: int | None) -> tuple[tuple[Any, ...], int]:
-    """Validate training data.
+def as_arrays(data: Any) -> tuple[Any, ...]:
+    """Training data on the device.
 
     Args:
         data: tuple of arrays (or pytrees of arrays) handed to the loss after the model.
-        batch_size: samples per step, or ``None`` for full-batch training.
-
-    Returns:
-        The data with every leaf on the device, and the number of steps per epoch.
 
     Raises:
         TypeError: if ``data`` is not a tuple or list, or holds something that is not numeric.
-        ValueError: if mini-batches are asked for and the arrays do not share their first axis, or
-            hold fewer samples than one batch.
     """
     if not isinstance(data, tuple | list):
         raise TypeError(
             f"data must be a tuple of arrays, got {type(data).__name__}; write (x,) for one array"
         )
     try:
-        arrays = jax.tree.map(jnp.asarray, tuple(data))
+        return jax.tree.map(jnp.asarray, tuple(data))
     except (TypeError, ValueError) as error:
         raise TypeError(f"data must hold arrays of numbers: {error}") from error
+
+
+def _samples(data: tuple[Any, ...]) -> int:
+    return jax.tree.leaves(data)[0].shape[0]
+
+
+def steps_per_epoch(data: tuple[Any, ...], batch_size: int | None) -> int:
+    """Steps of one pass over the data: one, or with mini-batches the number of whole batches.
+
+    Args:
+        data: arguments of the loss.
+        batch_size: samples per step, or ``None`` for all data at every step.
+
+    Raises:
+        TypeError: if ``batch_size`` is not an integer.
+        ValueError: if mini-batches are asked for and the arrays do not share their first axis, or
+            hold fewer samples than one batch.
+    """
     if batch_size is None:
-        return arrays, 1
+        return 1
     check_positive_int("batch_size", batch_size)
-    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(arrays)}
+    leaves = jax.tree.leaves(data)
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in leaves}
     if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
             "data must share its first axis (the samples) when batch_size is given, got first "
-            f"axes {[leaf.shape[:1] for leaf in jax.tree.leaves(arrays)]}"
+            f"axes {[leaf.shape[:1] for leaf in leaves]}"
         )
-    (samples,) = sizes
-    if samples < batch_size:
-        raise ValueError(f"batch_size must be at most the {samples} samples, got {batch_size}")
-    return arrays, samples // batch_size
-
-
-class CompiledLoop:
-    """The training program of one level.
-
-    Mini-batches are drawn on the device: a fresh random order each epoch, cut into
-    ``samples // batch_size`` batches; the remainder of an epoch is dropped, and is another one in
-    the next epoch.
-
-    Args:
-        objective: what is minimised.
-        smoother: what minimises it.
-        data: arrays handed to the loss, as `check_data` returns them.
-        batch_size: samples per step, or ``None`` for all data at every step.
-        capacity: largest number of steps of one call.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        smoother: Smoother,
-        data: tuple[Any, ...],
-        *,
-        batch_size: int | None = None,
-        capacity: int,
-    ) -> None:
-        smoother.check(objective)
-        self.objective = objective
-        self.smoother = smoother
-        self.data, self.steps_per_epoch = check_data(data, batch_size)
-        self.batch_size = batch_size
-        self.capacity = check_positive_int("capacity", capacity)
-        self._samples = jax.tree.leaves(self.data)[0].shape[0] if batch_size is not None else 0
-        self._jitted = jax.jit(self._run, donate_argnums=0)
-        self._compiled: Future[Any] | None = None
-        # Compilation may happen in another thread, which does not see the context of this one.
-        self._double_precision = jnp.result_type(float) == jnp.float64
-
-    def initial_state(self, model: nnx.Module, smoother_state: Any, key: PRNGKeyArray) -> LoopState:
-        """State at step zero. Its buffers are copies: the model's own are never donated."""
-        _, params, rest = split_model(model)
-        return jax.tree.map(
-            jnp.copy,
-            LoopState(
-                params,
-                rest,
-                smoother_state,
-                key,
-                jnp.zeros((), jnp.int32),
-                jnp.arange(self._samples, dtype=jnp.int32),
-            ),
+    if _samples(data) < batch_size:
+        raise ValueError(
+            f"batch_size must be at most the {_samples(data)} samples, got {batch_size}"
         )
+    return _samples(data) // batch_size
 
-    def single_step(
-        self, state: LoopState, data: tuple[Any, ...]
-    ) -> tuple[LoopState, Float[Array, ""]]:
-        """One step, not compiled: what the loop repeats."""
-        key, order, batch = state.key, state.order, data
-        step_key = None
-        if self.batch_size is not None:
-            position = state.step % self.steps_per_epoch
 
-            def shuffle() -> tuple[PRNGKeyArray, Array]:
-                new, now = jax.random.split(state.key)
-                return new, jax.random.permutation(now, self._samples).astype(jnp.int32)
+def owned(tree: Any) -> Any:
+    """A copy whose buffers may be donated, made by the run time without compiling anything."""
+    return jax.device_put(tree, may_alias=False)
 
-            key, order = jax.lax.cond(position == 0, shuffle, lambda: (key, state.order))
-            chosen = jax.lax.dynamic_slice_in_dim(
-                order, position * self.batch_size, self.batch_size
-            )
-            batch = jax.tree.map(lambda leaf: leaf[chosen], data)
-        if self.objective.takes_key:
-            key, step_key = jax.random.split(key)
-        params, rest, smoother, value = self.smoother.step(
-            self.objective, state.params, state.rest, state.smoother, batch, step_key
-        )
-        return LoopState(params, rest, smoother, key, state.step + 1, order), value
 
-    def _run(
-        self, state: LoopState, data: tuple[Any, ...], steps: Int[Array, ""]
+def _single_step(
+    objective: Objective, smoother: Smoother, batch_size: int | None, state: LoopState
+) -> tuple[LoopState, Float[Array, ""]]:
+    """One step: what the loop repeats."""
+    key, order, batch = state.key, state.order, objective.data
+    step_key = None
+    if batch_size is not None:
+        samples = _samples(objective.data)
+        position = state.step % (samples // batch_size)
+
+        def shuffle() -> tuple[PRNGKeyArray, Array]:
+            new, now = jax.random.split(state.key)
+            return new, jax.random.permutation(now, samples).astype(jnp.int32)
+
+        key, order = jax.lax.cond(position == 0, shuffle, lambda: (key, state.order))
+        chosen = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+        batch = jax.tree.map(lambda leaf: leaf[chosen], objective.data)
+    if objective.takes_key:
+        key, step_key = jax.random.split(key)
+    now = objective.at(data=batch, rest=state.rest, key=step_key)
+    params, smoother_state, value, rest = smoother.step(now, state.params, state.smoother)
+    if objective.layout is not None:
+        rest = state.rest  # those of the larger model are not this level's to change
+    return LoopState(params, rest, smoother_state, key, state.step + 1, order), value
+
+
+@lru_cache(maxsize=64)
+def _program(smoother: Smoother, batch_size: int | None, structure: Any) -> Any:
+    """The jitted loop. ``structure`` bounds its life: what falls out of the cache is freed."""
+    del structure
+    smoother = plain(smoother)
+
+    def smooth(
+        state: LoopState, objective: Objective, steps: Int[Array, ""]
     ) -> tuple[LoopState, Float[Array, " capacity"], Int[Array, ""], Array]:
-        loss_type = jax.eval_shape(lambda s: self.single_step(s, data)[1], state).dtype
-
         def proceed(carry: _Carry) -> Array:
             return (carry.taken < steps) & carry.finite
 
         def body(carry: _Carry) -> _Carry:
-            new, value = self.single_step(carry.state, data)
-            return _Carry(
-                new,
-                carry.losses.at[carry.taken].set(value),
-                carry.taken + 1,
-                jnp.isfinite(value),
-            )
+            new, value = _single_step(objective, smoother, batch_size, carry.state)
+            losses = carry.losses.at[carry.taken].set(value.astype(carry.losses.dtype))
+            return _Carry(new, losses, carry.taken + 1, jnp.isfinite(value))
 
         start = _Carry(
             state,
-            jnp.full((self.capacity,), jnp.nan, loss_type),
+            # In the default precision: asking the loss for its own would trace the step once more.
+            jnp.full((CAPACITY,), jnp.nan),
             jnp.zeros((), jnp.int32),
             jnp.ones((), bool),
         )
@@ -195,61 +195,99 @@ class CompiledLoop:
         )
         return end.state, end.losses, end.taken, healthy
 
-    def _compile(self, state: Any) -> Any:
-        steps = jax.ShapeDtypeStruct((), jnp.int32)
-        with jax.enable_x64(self._double_precision):
-            return self._jitted.lower(state, self.data, steps).compile()
+    return jax.jit(smooth, donate_argnums=0)
 
-    def compile(self, state: Any, executor: ThreadPoolExecutor | None = None) -> None:
-        """Compile for a state (its shapes are enough), in a thread of ``executor`` if given."""
-        if self._compiled is not None:
-            return
-        shapes = jax.eval_shape(lambda: state)
-        if executor is not None:
-            self._compiled = executor.submit(self._compile, shapes)
-        else:
+
+class CompiledLoop:
+    """The training program of one objective's structure.
+
+    It is traced here and now, in the caller's thread, whose context (precision of products, default
+    device, promotion of dtypes) it keeps; only the compilation may go to another thread.
+
+    Mini-batches are drawn on the device: a fresh random order each epoch, cut into
+    ``samples // batch_size`` batches; the remainder of an epoch is dropped, and is another one in
+    the next epoch.
+
+    Args:
+        objective: what is minimised, with arrays or shapes as leaves; ``rest`` and ``key`` are
+            ``None``, since they belong to the state.
+        smoother: what minimises it.
+        state: state before the first step, or its shapes.
+        batch_size: samples per step, or ``None`` for all data at every step.
+
+    Attributes:
+        operations: floating-point operations of one step, ``None`` where they cannot be counted.
+
+    Raises:
+        ValueError: if the smoother cannot minimise such an objective.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        smoother: Smoother,
+        state: LoopState,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        smoother.check(objective)
+        program = _program(hashable(smoother), batch_size, objective.structure)
+        steps = jax.ShapeDtypeStruct((), jnp.int32)
+        traced = program.trace(state, objective, steps)
+        self._lowered = traced.lower()
+        self.operations = count_operations(traced)
+        self._compiled: Future[Any] | None = None
+
+    def compile(self, executor: Executor | None = None) -> None:
+        """Compile, in a thread of ``executor`` if one is given."""
+        if self._compiled is None and executor is not None:
+            self._compiled = executor.submit(self._lowered.compile)
+        elif self._compiled is None:
             # Kept only once it is there: after an error nobody may wait for a result.
-            program = self._compile(shapes)
+            program = self._lowered.compile()
             self._compiled = Future()
             self._compiled.set_result(program)
 
-    def wait(self) -> None:
-        """Wait until the program is compiled."""
-        if self._compiled is not None:
-            self._compiled.result()
+    def wait(self, check: Callable[[], None]) -> None:
+        """Wait until the program is compiled, calling ``check`` several times a second."""
+        self.compile()
+        assert self._compiled is not None
+        while True:
+            try:
+                self._compiled.result(timeout=0.1)
+                return
+            except TimeoutError:
+                check()
 
-    def run(self, state: LoopState, steps: int) -> tuple[LoopState, np.ndarray, bool]:
+    def run(
+        self,
+        state: LoopState,
+        objective: Objective,
+        steps: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> tuple[LoopState, np.ndarray, bool]:
         """Take up to ``steps`` steps. The buffers of ``state`` are consumed.
 
         Args:
             state: where to start.
-            steps: how many steps, at most ``capacity``.
+            objective: what to minimise, of the structure that was compiled.
+            steps: how many steps, at most `CAPACITY`.
+            meanwhile: called while the device works.
 
         Returns:
             The new state, the losses before each step taken, and whether every loss and the new
             parameters are finite. If not, the loop stopped after the step whose loss is the last.
+
+        Raises:
+            ValueError: if ``steps`` is out of range.
         """
-        if not 0 < steps <= self.capacity:
-            raise ValueError(f"steps must be in 1..{self.capacity}, got {steps}")
-        self.compile(state)
+        if not 0 < steps <= CAPACITY:
+            raise ValueError(f"steps must be in 1..{CAPACITY}, got {steps}")
+        self.compile()
         assert self._compiled is not None
         new, losses, taken, healthy = self._compiled.result()(
-            state, self.data, jnp.asarray(steps, jnp.int32)
+            state, objective, jnp.asarray(steps, jnp.int32)
         )
-        return new, np.asarray(losses)[: int(taken)], bool(healthy)
-
-    def step_cost(self, state: Any) -> float | None:
-        """Floating-point operations of one step by XLA's count, or ``None`` where it has none."""
-        with jax.enable_x64(self._double_precision):
-            lowered = jax.jit(self.single_step).lower(jax.eval_shape(lambda: state), self.data)
-            analysis = lowered.cost_analysis()
-        if isinstance(analysis, Sequence):
-            analysis = analysis[0] if analysis else None
-        flops = (analysis or {}).get("flops", 0.0)
-        return float(flops) if flops > 0 else None
-
-
-def enable_compilation_cache(folder: str) -> None:
-    """Keep compiled programs in a folder, so that the next process does not compile them again."""
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        if meanwhile is not None:
+            meanwhile()
+        return new, np.asarray(losses)[: int(taken)].copy(), bool(healthy)

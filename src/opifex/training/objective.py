@@ -1,9 +1,16 @@
-"""What is minimised, seen from inside compiled code: pure functions of a parameter tree."""
+r"""What is minimised: a pytree that is a function of one parameter tree.
+
+What decides the program (loss, graph definition, layout of a block) is static; what decides its
+values (data, other variables, random key, linear term, surrounding parameters) are leaves. One
+compiled step therefore serves every objective of the same structure, and another kind of coarse
+objective is another leaf, not another code path.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,117 +18,175 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from opifex.core.checks import check_callable, check_sequence
+from opifex.core.checks import check_callable
 from opifex.core.residuals import PointFunction, ResidualTerm, mean_square_loss
 
 LossFunction = Callable[..., Any]
 """``loss_fn(model, *data)``, or ``loss_fn(model, *data, key=key)`` if it has such an argument."""
 
-Embedding = Callable[[Any, Any], Any]
-"""``embed(block, params)``: parameters of a larger model with a block of them replaced."""
-
-__all__ = ["Embedding", "LossFunction", "Objective", "split_model", "value_and_gradient"]
+__all__ = [
+    "LossFunction",
+    "Objective",
+    "check_loss",
+    "conjugate_gradient",
+    "hashable",
+    "plain",
+    "split_model",
+]
 
 
 def split_model(model: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
-    """Structure, trainable parameters, and all other variables of a model."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    return graph, params, rest
+    """Graph definition, trainable parameters, and all other variables of a model."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return graphdef, params, rest
 
 
-class Objective:
-    r"""A loss, and residuals where there are any, as pure functions of the parameters of one model.
+class _ByIdentity:
+    """A static value without a hash, such as a graph definition with a list among its attributes."""
 
-    Args:
-        structure: the graph definition of the model.
-        loss_fn: ``loss_fn(model, *data)``; with an argument named ``key`` it also gets a fresh
-            random key at every step. ``None`` takes the weighted mean square of ``terms``.
-        terms: residual terms, for smoothers that need residuals rather than a scalar.
-        tilted: subtract $\langle v, x \rangle$ from the loss, where the tilt $v$, a tree like the
-            parameters $x$, is the first entry of the data.
-        embed: the parameters are a block of a larger model, whose structure is ``structure``:
-            ``embed(block, params)`` puts them into its parameters. The first entry of the data is
-            then the pair of its parameters and its other variables, which stay as they are.
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def hashable(value: Any) -> Any:
+    """A static value as part of the key of a compiled program: itself, or compared by identity."""
+    try:
+        hash(value)
+    except TypeError:
+        return _ByIdentity(value)
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The static value itself, whatever `hashable` made of it."""
+    return value.value if isinstance(value, _ByIdentity) else value
+
+
+def check_loss(loss_fn: Any) -> LossFunction | tuple[ResidualTerm, ...]:
+    """A loss function, or residual terms as a tuple.
 
     Raises:
-        TypeError: if ``loss_fn`` is not callable, or ``terms`` is not a sequence of `ResidualTerm`.
-        ValueError: if there is neither a loss nor a term, or both ``tilted`` and ``embed`` are given.
+        TypeError: if ``loss_fn`` is neither callable nor a sequence of `ResidualTerm`.
+        ValueError: if it is an empty sequence.
+    """
+    if isinstance(loss_fn, ResidualTerm):
+        loss_fn = (loss_fn,)
+    if not isinstance(loss_fn, Sequence) or isinstance(loss_fn, str):
+        check_callable("loss_fn (or a sequence of ResidualTerm)", loss_fn)
+        function: Any = loss_fn
+        return function
+    if len(loss_fn) == 0:
+        raise ValueError("loss_fn must hold at least one ResidualTerm, got an empty sequence")
+    for i, term in enumerate(loss_fn):
+        if not isinstance(term, ResidualTerm):
+            raise TypeError(f"loss_fn[{i}] must be a ResidualTerm, got {term!r}")
+    return tuple(loss_fn)
+
+
+@dataclass(frozen=True)
+class Objective:
+    r"""A loss, and residuals where there are any, as a function of the parameters of one level.
+
+    Args:
+        loss: ``loss_fn(model, *data)``; with an argument named ``key`` it also gets ``key``. A tuple
+            of `ResidualTerm` stands for their weighted mean square.
+        graphdef: graph definition of the model that is evaluated.
+        data: arguments of the loss after the model.
+        rest: all variables of that model that are not parameters.
+        key: random key for the loss, or ``None``.
+        shift: a tree $v$ like the parameters $x$: $\langle v, x \rangle$ is subtracted from the loss
+            (the correction $\tau$ of first-order coherence, see `opifex.training.multilevel.train`).
+        frame: parameters of a larger model around the present ones (a Galerkin coarse objective).
+        layout: how parameters sit in ``frame``: an object with ``prolong(params, frame)``.
     """
 
-    def __init__(
-        self,
-        structure: Any,
-        loss_fn: LossFunction | None = None,
-        terms: Sequence[ResidualTerm] | None = None,
-        *,
-        tilted: bool = False,
-        embed: Embedding | None = None,
-    ) -> None:
-        if tilted and embed is not None:
-            raise ValueError("embed must be None where tilted=True: a block needs no tilt")
-        if loss_fn is None and not terms:
-            raise ValueError("loss_fn must be given, or terms must not be empty")
-        if terms is not None:
-            check_sequence("terms", terms)
-        if loss_fn is not None:
-            check_callable("loss_fn", loss_fn)
-        for term in terms or ():
-            if not isinstance(term, ResidualTerm):
-                raise TypeError(f"terms must consist of ResidualTerm, got {term!r}")
-        self.structure = structure
-        self.terms = tuple(terms or ())
-        self.tilted = tilted
-        self.embed = embed
-        self._loss_fn = loss_fn
-        self._takes_key = loss_fn is not None and _has_key_argument(loss_fn)
+    loss: Any
+    graphdef: Any
+    data: tuple[Any, ...] = ()
+    rest: Any = None
+    key: Any = None  # a random key, which JAX replaces by other things while it traces
+    shift: Any = None
+    frame: Any = None
+    layout: Any = None
+
+    @property
+    def terms(self) -> tuple[ResidualTerm, ...]:
+        """The residual terms; empty if the loss is a function."""
+        return self.loss if isinstance(self.loss, tuple) else ()
 
     @property
     def takes_key(self) -> bool:
         """Whether the loss consumes a random key."""
-        return self._takes_key
+        return not self.terms and _takes_key(self.loss)
 
-    def loss(
-        self, params: Any, rest: Any, batch: tuple[Any, ...], key: PRNGKeyArray | None
-    ) -> tuple[Float[Array, ""], Any]:
-        """Loss, and the other variables after the evaluation (running statistics, say)."""
-        tilt = batch[0] if self.tilted else None
-        model, batch = self._model(params, rest, batch)
-        if self._loss_fn is None:
-            value = mean_square_loss(self.terms, model, *batch)
-        elif self._takes_key:
-            value = self._loss_fn(model, *batch, key=key)
-        else:
-            value = self._loss_fn(model, *batch)
-        value = _scalar_loss(value)
-        if tilt is not None:
-            value = value - optax.tree.vdot(tilt, params)
-        return value, rest if self.embed is not None else nnx.state(model, nnx.Not(nnx.Param))
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """The static parts, as the key of a compiled program."""
+        return hashable(self.loss), hashable(self.graphdef), self.layout
 
-    def _model(
-        self, params: Any, rest: Any, batch: tuple[Any, ...]
-    ) -> tuple[nnx.Module, tuple[Any, ...]]:
-        """The model to evaluate, and the data without what belongs to the objective."""
-        if self.embed is not None:
-            whole, rest = batch[0]
-            params = self.embed(params, whole)
+    def model(self, params: Any) -> nnx.Module:
+        """The model to evaluate: the level's own, or the larger one with the parameters in place."""
+        if self.layout is not None:
+            params = self.layout.prolong(params, self.frame)
         # Copies belong to the trace of this evaluation: the loss may update them (batch statistics).
-        model = nnx.merge(self.structure, params, rest, copy=True)
-        return model, batch[1:] if self.tilted or self.embed is not None else batch
+        return nnx.merge(self.graphdef, params, self.rest, copy=True)
 
-    def value(
-        self, params: Any, rest: Any, batch: tuple[Any, ...], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
+    def evaluate(self, params: Any) -> tuple[Float[Array, ""], Any]:
+        """Loss, and the other variables after the evaluation (running statistics, say)."""
+        model = self.model(params)
+        if self.terms:
+            value = mean_square_loss(self.terms, model, *self.data)
+        elif self.takes_key:
+            value = self.loss(model, *self.data, key=self.key)
+        else:
+            value = self.loss(model, *self.data)
+        value = _scalar_loss(value)
+        if self.shift is not None:
+            value = value - jnp.real(optax.tree.vdot(self.shift, params)).astype(value.dtype)
+        return value, nnx.state(model, nnx.Not(nnx.Param))
+
+    def value(self, params: Any) -> Float[Array, ""]:
         """The loss alone."""
-        return self.loss(params, rest, batch, key)[0]
+        return self.evaluate(params)[0]
 
-    def bind(
-        self, rest: Any, batch: tuple[Any, ...]
-    ) -> tuple[Callable[[Any], PointFunction], tuple[Any, ...]]:
-        """The map from parameters to the model, and the points, as least-squares solvers want them."""
-        points = batch if self.embed is None else batch[1:]
-        return (lambda params: self._model(params, rest, batch)[0]), points
+    def value_and_gradient(self, params: Any) -> tuple[Float[Array, ""], Any, Any]:
+        """Loss, direction of steepest ascent, and the other variables after the evaluation."""
+        (value, rest), grads = jax.value_and_grad(self.evaluate, has_aux=True)(params)
+        return value, conjugate_gradient(grads), rest
+
+    def bind(self, params: Any) -> PointFunction:
+        """The function of one point that the parameters describe, for least-squares solvers."""
+        model: Any = self.model(params)
+        return model
+
+    def at(self, **changes: Any) -> Objective:
+        """The same objective with other leaves."""
+        return replace(self, **changes)
+
+
+def _flatten(objective: Objective) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    leaves = (objective.data, objective.rest, objective.key, objective.shift, objective.frame)
+    return leaves, objective.structure
+
+
+def _unflatten(structure: tuple[Any, ...], leaves: tuple[Any, ...]) -> Objective:
+    loss, graphdef, layout = map(plain, structure)
+    data, rest, key, shift, frame = leaves
+    return Objective(loss, graphdef, data, rest, key, shift, frame, layout)
+
+
+jax.tree_util.register_pytree_node(Objective, _flatten, _unflatten)
+
+
+def conjugate_gradient(grads: Any) -> Any:
+    r"""The direction of steepest ascent: for complex parameters the conjugate of JAX's gradient.
+
+    For a real loss of $z = a + ib$ JAX returns $\partial_a L - i\, \partial_b L$; descent needs
+    $\partial_a L + i\, \partial_b L$. Real gradients stay as they are.
+    """
+    return jax.tree.map(lambda leaf: jnp.conj(leaf) if jnp.iscomplexobj(leaf) else leaf, grads)
 
 
 def _scalar_loss(value: Any) -> Array:
@@ -144,23 +209,22 @@ def _scalar_loss(value: Any) -> Array:
     return jnp.asarray(value)
 
 
-def _has_key_argument(function: Callable[..., Any]) -> bool:
+def _takes_key(function: Callable[..., Any]) -> bool:
+    """Whether a loss has an argument named ``key`` that is still free.
+
+    ``functools.partial`` keeps a bound keyword in the signature, as one with a default: such a key
+    is the user's own and stays.
+    """
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # builtins without a signature
         return False
-    return "key" in parameters
+    return "key" in parameters and not _binds_key(function)
 
 
-def value_and_gradient(
-    objective: Objective,
-    params: Any,
-    rest: Any,
-    batch: tuple[Any, ...],
-    key: PRNGKeyArray | None,
-) -> tuple[Float[Array, ""], Any, Any]:
-    """Loss, gradient, and the other variables after the evaluation."""
-    (value, rest), grads = jax.value_and_grad(objective.loss, has_aux=True)(
-        params, rest, batch, key
-    )
-    return value, grads, rest
+def _binds_key(function: Any) -> bool:
+    while hasattr(function, "func") and hasattr(function, "keywords"):
+        if "key" in function.keywords:
+            return True
+        function = function.func
+    return False

@@ -1,4 +1,7 @@
-"""Second-order methods: least-squares solvers that see residuals, and hybrids for Optax."""
+"""Second-order methods: least-squares solvers, which see residuals, and Adam followed by L-BFGS.
+
+The room may import `opifex.core`.
+"""
 
 from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.hybrid import (

@@ -35,6 +35,12 @@ def best_candidate(
     """Evaluate the loss after each step in one batch and take the lowest, never going up.
 
     A loss that is not finite counts as infinitely large.
+
+    Args:
+        loss: the loss as a function of a point.
+        start: the point before the step.
+        start_loss: the loss there.
+        steps: candidate steps, one per row.
     """
     points = start + steps
     losses = jax.vmap(loss)(points)

@@ -16,14 +16,17 @@ __all__ = ["AdaptiveDamping"]
 
 @dataclass(frozen=True)
 class AdaptiveDamping:
-    """Falls after a step of the first length, rises after a step that no length made good.
+    """A damping that falls after a full step and rises after a failure.
+
+    A full step is one of the first, longest length tried; a failure is a step of which no length
+    lowers the loss.
 
     Attributes:
         initial: damping of the first step.
         minimum: lower bound; the machine precision of the parameters is one anyway, since below it
             the small eigenvalues are noise.
         maximum: upper bound.
-        decrease: factor after a step of the first length, at most one; one never lowers it.
+        decrease: factor after a full step, at most one; with one the damping never falls.
         increase: factor after a failure, above one.
 
     Raises:
@@ -50,7 +53,7 @@ class AdaptiveDamping:
             raise ValueError(f"increase must be above 1, got {self.increase!r}")
 
     def start(self, dtype: Any) -> Float[Array, ""]:
-        """The damping of the first step."""
+        """The damping of the first step, an array of the given dtype."""
         return jnp.asarray(self.initial, dtype)
 
     def clip(self, damping: Float[Array, ""]) -> Float[Array, ""]:
@@ -59,7 +62,12 @@ class AdaptiveDamping:
         return jnp.clip(damping, floor, self.maximum)
 
     def update(self, damping: Float[Array, ""], choice: Choice) -> Float[Array, ""]:
-        """The damping of the next step, after the lengths were tried longest first."""
+        """The damping of the next step.
+
+        Args:
+            damping: the damping of this step.
+            choice: which length was best, of lengths that are tried longest first.
+        """
         factor = jnp.where(
             choice.accepted, jnp.where(choice.winner == 0, self.decrease, 1.0), self.increase
         )

@@ -58,7 +58,7 @@ class FlatResiduals:
         terms: Sequence[ResidualTerm],
         bind: Bind,
         params: Any,
-        points: Sequence[Float[Array, "points dim"]],
+        points: Sequence[Float[Array, "_ _"]],
     ) -> None:
         if len(terms) == 0:
             raise ValueError("terms must hold at least one ResidualTerm, got none")
@@ -92,7 +92,12 @@ class FlatResiduals:
     def second_derivative(
         self, flat: Float[Array, " n"], direction: Float[Array, " n"]
     ) -> Float[Array, " m"]:
-        """The second derivative of all residuals along a direction."""
+        """The second derivative of all residuals along a direction.
+
+        Args:
+            flat: the parameters.
+            direction: the direction, not normalised.
+        """
 
         def slope(flat: Array) -> Array:
             return jax.jvp(self.residuals, (flat,), (direction,))[1]

@@ -1,8 +1,8 @@
 """Adam first, then L-BFGS with a line search, as one Optax transformation.
 
 Adam makes progress on losses that are far from quadratic and needs no line search; once it stops
-doing so, L-BFGS converges faster. The switch happens once, by a rule that looks at the losses and
-gradients seen so far, inside compiled code.
+doing so, L-BFGS converges faster. The switch happens once, by a rule that uses the losses and
+gradients so far, inside compiled code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CRITERIA = ("loss-variance", "gradient-norm", "relative-improvement", "step")
 class HybridOptimizerConfig:
     r"""When to switch, and settings of the two methods.
 
-    The loss criteria look at the last ``window`` losses $l_1, \dots, l_w$ and are scale-free:
+    The loss criteria use the last ``window`` losses $l_1, \dots, l_w$ and are scale-free:
 
     - ``"loss-variance"``: switch when their variance is below ``variance_tolerance`` times their
       squared mean, which means that the loss has become flat or oscillates only weakly;
@@ -46,7 +46,7 @@ class HybridOptimizerConfig:
     Attributes:
         learning_rate: of Adam; a number or an Optax schedule.
         criterion: one of the above.
-        window: number of losses that the loss criteria look at; they never switch before.
+        window: number of losses that the loss criteria use; they never switch before.
         variance_tolerance: see above.
         improvement_tolerance: see above.
         gradient_tolerance: see above.
@@ -98,19 +98,19 @@ class HybridOptimizerConfig:
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the criterion looks at losses."""
+        """Whether the criterion uses losses."""
         return self.criterion in ("loss-variance", "relative-improvement")
 
 
 class HybridOptimizerState(NamedTuple):
-    """State of both methods and what the switch looks at.
+    """State of both methods, and what decides the switch.
 
     Attributes:
         adam: state of Adam.
-        lbfgs: state of L-BFGS and its line search; untouched until the switch.
+        lbfgs: state of L-BFGS and its line search; its initial value until the switch.
         step: number of updates so far.
-        losses: the last losses, oldest first; infinite where there is none yet.
-        switched: whether L-BFGS is at work.
+        losses: the last losses, shape (window,), oldest first; infinite where there is none yet.
+        switched: whether the switch to L-BFGS has happened.
         switch_step: steps taken by Adam: grows until the switch.
     """
 

@@ -31,7 +31,7 @@ __all__ = ["LevenbergMarquardt", "LevenbergMarquardtState"]
 
 
 class LevenbergMarquardtState(NamedTuple):
-    """What is carried from step to step, and from level to level: it knows no parameter sizes.
+    """What is carried from step to step; independent of the number of parameters, and so of the level.
 
     Attributes:
         damping: the last successful damping, relative to the Jacobian.
@@ -73,6 +73,18 @@ class LevenbergMarquardt:
             one (the damping could never rise), ``step_lengths`` is empty, or ``max_damping`` is
             below ``min_damping``.
         TypeError: if a setting has the wrong type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from opifex.core import ResidualTerm
+        >>> from opifex.optimization.second_order import LevenbergMarquardt
+        >>> term = ResidualTerm("fit", lambda u, x: u(x) - 3 * x)
+        >>> points, slope, solver = jnp.ones((4, 1)), jnp.zeros(1), LevenbergMarquardt()
+        >>> slope, state, loss = solver.step(
+        ...     [term], lambda slope: lambda x: slope * x, slope, solver.init(slope), (points,)
+        ... )
+        >>> float(loss), round(float(slope[0]), 1)
+        (9.0, 3.0)
     """
 
     initial_damping: float = 1e-3
@@ -114,7 +126,7 @@ class LevenbergMarquardt:
         bind: Bind,
         params: Any,
         state: LevenbergMarquardtState,
-        points: tuple[Float[Array, "points dim"], ...],
+        points: tuple[Float[Array, "_ _"], ...],
     ) -> tuple[Any, LevenbergMarquardtState, Float[Array, ""]]:
         """One step; pure, and fit for ``jit``, ``scan`` and ``while_loop``. Never increases the loss.
 

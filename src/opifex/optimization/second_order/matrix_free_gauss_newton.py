@@ -79,7 +79,7 @@ class MatrixFreeGaussNewton:
         bind: Bind,
         params: Any,
         state: LevenbergMarquardtState,
-        points: tuple[Float[Array, "points dim"], ...],
+        points: tuple[Float[Array, "_ _"], ...],
     ) -> tuple[Any, LevenbergMarquardtState, Float[Array, ""]]:
         """One step; pure. Never increases the loss.
 

@@ -88,7 +88,7 @@ class EnergyNaturalGradient:
         bind: Bind,
         params: Any,
         state: EnergyNaturalGradientState,
-        points: tuple[Float[Array, "points dim"], ...],
+        points: tuple[Float[Array, "_ _"], ...],
     ) -> tuple[Any, EnergyNaturalGradientState, Float[Array, ""]]:
         """One step; pure. Never increases the loss on the points of this step.
 

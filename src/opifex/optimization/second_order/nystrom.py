@@ -34,6 +34,10 @@ class NystromApproximation(NamedTuple):
         r"""$(\lambda_k + \mu) U (\Lambda + \mu)^{-1} U^T v + (I - U U^T) v$.
 
         Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 44, 2023, equation 1.3.
+
+        Args:
+            vector: $v$.
+            damping: $\mu$, positive.
         """
         inside = self.vectors.T @ vector
         factors = (self.values[-1] + damping) / (self.values + damping)

@@ -1,112 +1,139 @@
-"""Multilevel training: hierarchies, transfer operators, optimizers that follow, strategies."""
+"""Multilevel training: hierarchies, transfers, cycles, and the trainer that composes them.
 
-from opifex.training.errors import NonFiniteLossError
-from opifex.training.multilevel.advance import (
-    AdvanceRule,
-    FixedEpochs,
-    LevelProgress,
-    PlateauAdvance,
-    ResidualSpectrumAdvance,
-    WorkOptimalAdvance,
-)
-from opifex.training.multilevel.advisor import ScheduleAdvice, recommend_schedule
-from opifex.training.multilevel.age_corrected_adam import (
+Level 0 is the coarsest, and a finer level has a larger number (algebraic multigrid codes such as PyAMG
+count the other way).
+
+`hierarchy` builds models from coarse to fine; `transfer/` moves everything between levels; `cycle`
+says in which order levels are visited and `stopping/` when to leave one; `train` carries a cycle out
+on the immutable `state`; `history` records what it did and cost; `trainer` is the face of it all.
+
+The room may import `opifex.core`, `opifex.models`, `opifex.problems`, `opifex.data`,
+`opifex.optimization` and the rest of `opifex.training`; never `opifex.viz`.
+"""
+
+from opifex.optimization import (
     AgeCorrectedAdamState,
     scale_by_age_corrected_adam,
+    scale_by_parameter_age,
 )
-from opifex.training.multilevel.axes import (
-    FIXED,
-    READS,
-    READS_CENTRED,
-    WRITES,
-    Axis,
-    LayerAxes,
-    register_axes,
-)
-from opifex.training.multilevel.cascade import CascadeTrainer
+from opifex.training.errors import NonFiniteLossError
+from opifex.training.multilevel.advisor import ScheduleAdvice, recommend_schedule
 from opifex.training.multilevel.config import MultilevelConfig
-from opifex.training.multilevel.cycles import FullMultigrid, VCycle, WCycle
-from opifex.training.multilevel.explained_spectrum import ExplainedSpectrumAdvance
+from opifex.training.multilevel.cycle import (
+    Cascade,
+    Correct,
+    Cycle,
+    Enter,
+    FullMultigrid,
+    Interpolate,
+    Restrict,
+    Smooth,
+    VCycle,
+    WCycle,
+    draw,
+)
+from opifex.training.multilevel.data import Resampled
 from opifex.training.multilevel.hierarchy import (
+    Hierarchy,
     create_depth_hierarchy,
     create_fno_hierarchy,
     create_multiscale_hierarchy,
     create_network_hierarchy,
 )
-from opifex.training.multilevel.history import Evaluation, History, Transition
+from opifex.training.multilevel.history import Evaluation, History, Stretch, Transition
+from opifex.training.multilevel.monitor import LevelProgress, Monitor
 from opifex.training.multilevel.optimizer import (
     MultilevelAdam,
     MultilevelOptimizer,
     OnTransition,
 )
-from opifex.training.multilevel.parameter_age import scale_by_parameter_age
-from opifex.training.multilevel.residual_correction import (
-    ResidualCorrection,
-    Stage,
-    fit_in_stages,
-    sine_network,
+from opifex.training.multilevel.staged_fit import Stage, fit_in_stages, sine_network
+from opifex.training.multilevel.stopping import (
+    ExplainedSpectrum,
+    FixedEpochs,
+    LossPlateau,
+    ResidualSpectrum,
+    StoppingCriterion,
+    WorkOptimal,
 )
-from opifex.training.multilevel.resolution import (
+from opifex.training.multilevel.trainer import CascadeTrainer
+from opifex.training.multilevel.transfer import (
+    FAN_IN,
+    FAN_IN_CENTRED,
+    FAN_OUT,
+    FIXED,
+    Axis,
+    LayerAxes,
+    ResidualCorrection,
     ResolutionLevel,
+    SecondMomentStart,
+    TransferError,
     coarsest_grid,
     interpolate_field,
-    resolution_hierarchy,
-    restrict_field,
-)
-from opifex.training.multilevel.state_transfer import (
-    SecondMomentStart,
-    transfer_optimizer_state,
-)
-from opifex.training.multilevel.strategies import Cascade, Strategy
-from opifex.training.multilevel.transfer import (
     prolongate,
     prolongate_correction,
     prolongate_fno_modes,
     prolongate_preserving,
+    register_axes,
+    resolution_hierarchy,
     restrict,
+    restrict_field,
     restrict_fno_modes,
     restrict_gradient,
+    transfer_optimizer_state,
+    verify_transfer,
 )
 
 __all__ = [
+    "FAN_IN",
+    "FAN_IN_CENTRED",
+    "FAN_OUT",
     "FIXED",
-    "READS",
-    "READS_CENTRED",
-    "WRITES",
-    "AdvanceRule",
     "AgeCorrectedAdamState",
     "Axis",
     "Cascade",
     "CascadeTrainer",
+    "Correct",
+    "Cycle",
+    "Enter",
     "Evaluation",
-    "ExplainedSpectrumAdvance",
+    "ExplainedSpectrum",
     "FixedEpochs",
     "FullMultigrid",
+    "Hierarchy",
     "History",
+    "Interpolate",
     "LayerAxes",
     "LevelProgress",
+    "LossPlateau",
+    "Monitor",
     "MultilevelAdam",
     "MultilevelConfig",
     "MultilevelOptimizer",
     "NonFiniteLossError",
     "OnTransition",
-    "PlateauAdvance",
+    "Resampled",
     "ResidualCorrection",
-    "ResidualSpectrumAdvance",
+    "ResidualSpectrum",
     "ResolutionLevel",
+    "Restrict",
     "ScheduleAdvice",
     "SecondMomentStart",
+    "Smooth",
     "Stage",
-    "Strategy",
+    "StoppingCriterion",
+    "Stretch",
+    "TransferError",
     "Transition",
     "VCycle",
     "WCycle",
-    "WorkOptimalAdvance",
+    "WorkOptimal",
     "coarsest_grid",
     "create_depth_hierarchy",
     "create_fno_hierarchy",
     "create_multiscale_hierarchy",
     "create_network_hierarchy",
+    "draw",
     "fit_in_stages",
     "interpolate_field",
     "prolongate",
@@ -124,4 +151,5 @@ __all__ = [
     "scale_by_parameter_age",
     "sine_network",
     "transfer_optimizer_state",
+    "verify_transfer",
 ]

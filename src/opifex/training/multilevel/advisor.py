@@ -33,11 +33,12 @@ from opifex.core.checks import check_choice, check_fraction, check_positive, che
 from opifex.core.metrics import relative_l2
 from opifex.models import FNO, MLP
 from opifex.problems import Problem, grid_points
-from opifex.training.loop import CompiledLoop, check_data
+from opifex.training.loop import CompiledLoop, LoopState, as_arrays, owned
+from opifex.training.loop import steps_per_epoch as loop_steps
 from opifex.training.multilevel.config import MultilevelConfig
-from opifex.training.multilevel.resolution import ResolutionLevel, resolution_hierarchy
-from opifex.training.objective import Objective
-from opifex.training.smoothers import GradientSmoother
+from opifex.training.multilevel.transfer.grids import ResolutionLevel, resolution_hierarchy
+from opifex.training.objective import Objective, split_model
+from opifex.training.smoother import as_smoother
 
 __all__ = ["ScheduleAdvice", "recommend_schedule", "spectral_tail"]
 
@@ -54,7 +55,7 @@ class ScheduleAdvice:
         shapes: grid of each level, for operators; otherwise the number of interior points.
         step_seconds: measured seconds of one step of each level.
         config: levels and epochs, for `CascadeTrainer`.
-        data: training data of each level, for ``fit(data=...)``.
+        data: training data of each level, the second argument of `CascadeTrainer.fit`.
         reasons: one sentence per decision.
     """
 
@@ -71,6 +72,9 @@ class ScheduleAdvice:
 
         Args:
             rngs: random streams for the coarser models.
+
+        Returns:
+            One model per level.
         """
         coarser = [_resized(self._finest, size, rngs) for size in self.sizes[:-1]]
         return [*coarser, self._finest]
@@ -146,18 +150,18 @@ def _shrunk(size: Sequence[int], factor: float, times: int) -> tuple[int, ...]:
 
 def _time_step(model: nnx.Module, loss: Any, data: tuple[Any, ...], batch: int | None) -> float:
     """Median seconds of a compiled Adam step."""
-    arrays, _ = check_data(data, batch)
-    smoother = GradientSmoother(optax.adam(1e-3))
-    loop = CompiledLoop(
-        Objective(nnx.graphdef(model), loss), smoother, arrays, batch_size=batch, capacity=1
-    )
-    state = loop.initial_state(model, smoother.init(nnx.state(model, nnx.Param)), jax.random.key(0))
-    state, _, _ = loop.run(state, 1)
+    arrays = as_arrays(data)
+    smoother = as_smoother(optax.adam(1e-3))
+    graphdef, params, rest = split_model(model)
+    objective = Objective(loss, graphdef, arrays)
+    start = LoopState.start(params, rest, smoother.init(params), jax.random.key(0), arrays, batch)
+    loop = CompiledLoop(objective, smoother, start, batch_size=batch)
+    state, _, _ = loop.run(owned(start), objective, 1)
     times = []
     for _ in range(TIMED_STEPS):
-        start = time.perf_counter()
-        state, _, _ = loop.run(state, 1)
-        times.append(time.perf_counter() - start)
+        clock = time.perf_counter()
+        state, _, _ = loop.run(state, objective, 1)
+        times.append(time.perf_counter() - clock)
     return float(np.median(times))
 
 
@@ -256,8 +260,8 @@ def recommend_schedule(
         verbose: print the proposal.
 
     Returns:
-        The proposal; ``advice.build(rngs)``, ``advice.config`` and ``advice.data`` go into
-        `CascadeTrainer` and its `fit`.
+        The proposal. Train by it with ``CascadeTrainer(advice.build(rngs), config=advice.config)``
+        and ``fit(loss_fn, advice.data)``.
 
     Raises:
         TypeError: if model and source do not belong together, or an argument has the wrong type.
@@ -309,7 +313,7 @@ def recommend_schedule(
         )
     steps_per_epoch = 1
     if batch_size is not None:
-        steps_per_epoch = check_data(data[-1], batch_size)[1]
+        steps_per_epoch = loop_steps(as_arrays(data[-1]), batch_size)
     shares = [0.5**position for position in range(1, len(kept))] if len(kept) > 1 else []
     shares = [*shares, 1.0 - sum(shares)][::-1]
     epochs = [

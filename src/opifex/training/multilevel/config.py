@@ -14,29 +14,44 @@ _COARSEST_EPOCHS = 100
 
 @dataclass(frozen=True)
 class MultilevelConfig:
-    """How many levels there are and how long each is trained.
+    """How many levels there are, how long each is trained, and what is checked on the way.
 
     Attributes:
         num_levels: number of levels, coarsest to finest.
         coarsening_factor: ratio of the widths of a level and the next finer one, in (0, 1).
         level_epochs: epochs per level, coarsest first; by default 100, 200, 400, ...
         warmup_epochs: extra epochs on the finest level, on top of ``level_epochs[-1]``.
+        verify_transfers: whether `fit` checks at each transition, on a few rows of the data, that a
+            transfer which promises to preserve the function does so.
+        compile_ahead: whether `fit` compiles the next level's program in a thread while the present
+            level trains.
 
     Raises:
         TypeError: if a number has the wrong type.
         ValueError: if a number is out of range, or the length of ``level_epochs`` is not
             ``num_levels``.
+
+    Example:
+        >>> from opifex.training.multilevel import MultilevelConfig
+        >>> config = MultilevelConfig(num_levels=3, warmup_epochs=50)
+        >>> [config.epochs(level) for level in range(3)]
+        [100, 200, 450]
     """
 
     num_levels: int = 3
     coarsening_factor: float = 0.5
     level_epochs: Sequence[int] | None = None
     warmup_epochs: int = 0
+    verify_transfers: bool = True
+    compile_ahead: bool = True
 
     def __post_init__(self) -> None:
         levels = check_positive_int("num_levels", self.num_levels)
         check_fraction("coarsening_factor", self.coarsening_factor)
         check_nonnegative_int("warmup_epochs", self.warmup_epochs)
+        for name in ("verify_transfers", "compile_ahead"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         if self.level_epochs is None:
             epochs = tuple(_COARSEST_EPOCHS * 2**level for level in range(levels))
         else:
@@ -59,6 +74,9 @@ class MultilevelConfig:
 
     def epochs(self, level: int) -> int:
         """Epochs of a level, with the extra ones of the finest.
+
+        Args:
+            level: the level; 0 is the coarsest.
 
         Raises:
             ValueError: if there is no such level.

@@ -1,10 +1,11 @@
-"""Hierarchies of models, coarsest first. They know sizes and nothing of training."""
+"""Hierarchies of models, coarsest first: level 0 is the coarsest. They know nothing of training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -20,11 +21,27 @@ from opifex.models.mlp import Activation
 from opifex.models.multiscale import check_frequencies
 
 __all__ = [
+    "Hierarchy",
     "create_depth_hierarchy",
     "create_fno_hierarchy",
     "create_multiscale_hierarchy",
     "create_network_hierarchy",
 ]
+
+
+class Hierarchy(list[Any]):
+    """A list of models, coarsest first, that prints their sizes."""
+
+    def __repr__(self) -> str:
+        counts = [
+            sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+            for model in self
+        ]
+        rows = [
+            f"  level {level}: {type(model).__name__}, {count} parameters"
+            for level, (model, count) in enumerate(zip(self, counts, strict=True))
+        ]
+        return "\n".join([f"Hierarchy of {len(self)} levels, coarsest first", *rows])
 
 
 def _check_rngs(rngs: Any) -> None:
@@ -64,6 +81,15 @@ def create_network_hierarchy(
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import create_network_hierarchy
+        >>> create_network_hierarchy(2, 1, [64, 64], num_levels=3, rngs=nnx.Rngs(0))
+        Hierarchy of 3 levels, coarsest first
+          level 0: MLP, 337 parameters
+          level 1: MLP, 1185 parameters
+          level 2: MLP, 4417 parameters
     """
     check_positive_int("input_dim", input_dim)
     check_positive_int("output_dim", output_dim)
@@ -72,7 +98,7 @@ def create_network_hierarchy(
     check_fraction("coarsening_factor", coarsening_factor)
     check_callable("activation", activation)
     _check_rngs(rngs)
-    return [
+    return Hierarchy(
         MLP(
             input_dim,
             output_dim,
@@ -82,7 +108,7 @@ def create_network_hierarchy(
             rngs=rngs,
         )
         for level in range(num_levels)
-    ]
+    )
 
 
 def create_depth_hierarchy(
@@ -112,6 +138,13 @@ def create_depth_hierarchy(
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if a number is out of range or ``depths`` decreases.
+
+    Example:
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import create_depth_hierarchy
+        >>> models = create_depth_hierarchy(2, 1, 16, depths=[1, 2, 4], rngs=nnx.Rngs(0))
+        >>> [len(model.hidden) for model in models]
+        [1, 2, 4]
     """
     check_positive_int("hidden_dim", hidden_dim)
     sizes = check_sizes("depths", depths)
@@ -119,7 +152,7 @@ def create_depth_hierarchy(
         raise ValueError(f"depths must not decrease from coarse to fine, got {list(sizes)}")
     check_callable("activation", activation)
     _check_rngs(rngs)
-    return [
+    return Hierarchy(
         MLP(
             input_dim,
             output_dim,
@@ -130,7 +163,7 @@ def create_depth_hierarchy(
             rngs=rngs,
         )
         for depth in sizes
-    ]
+    )
 
 
 def create_fno_hierarchy(
@@ -174,6 +207,13 @@ def create_fno_hierarchy(
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import create_fno_hierarchy
+        >>> models = create_fno_hierarchy(16, width=8, num_levels=3, num_layers=1, rngs=nnx.Rngs(0))
+        >>> [model.modes for model in models]
+        [(4,), (8,), (16,)]
     """
     check_positive_int("spatial_dims", spatial_dims)
     modes = (
@@ -206,7 +246,7 @@ def create_fno_hierarchy(
             **options,
         )
 
-    return [build(num_levels - 1 - level) for level in range(num_levels)]
+    return Hierarchy(build(num_levels - 1 - level) for level in range(num_levels))
 
 
 def create_multiscale_hierarchy(
@@ -225,8 +265,9 @@ def create_multiscale_hierarchy(
 ) -> list[MultiscaleMLP]:
     """Frequency-aware networks with a growing number of bands, coarsest first.
 
-    Level ``l`` has the ``l + 1`` lowest bands, or the ``bands[l]`` lowest; the finest has all. The
-    coarse level of a cycle over blocks is then a set of low bands. With a ``coarsening_factor`` the
+    Level ``l`` has the ``l + 1`` lowest bands, or the ``bands[l]`` lowest; the finest has all. With
+    Galerkin coarse objectives (``VCycle(coarse="galerkin")``) a coarse level is then the low bands of
+    the finest network. With a ``coarsening_factor`` the
     bands widen from level to level, too; ``bands=[n, n, n]`` with a factor grows in width alone.
 
     Args:
@@ -251,6 +292,13 @@ def create_multiscale_hierarchy(
         TypeError: if an argument has the wrong type.
         ValueError: if a number is out of range, ``frequencies`` do not increase, or ``bands``
             decrease or do not end with all bands.
+
+    Example:
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import create_multiscale_hierarchy
+        >>> models = create_multiscale_hierarchy(2, 1, [16], (1.0, 4.0, 16.0), rngs=nnx.Rngs(0))
+        >>> [model.frequencies for model in models]
+        [(1.0,), (1.0, 4.0), (1.0, 4.0, 16.0)]
     """
     widths = check_sizes("hidden_dims", hidden_dims)
     values = check_frequencies(frequencies)
@@ -263,7 +311,7 @@ def create_multiscale_hierarchy(
     if check_positive("coarsening_factor", coarsening_factor) > 1:
         raise ValueError(f"coarsening_factor must lie in (0, 1], got {coarsening_factor!r}")
     _check_rngs(rngs)
-    return [
+    return Hierarchy(
         MultiscaleMLP(
             input_dim,
             output_dim,
@@ -276,4 +324,4 @@ def create_multiscale_hierarchy(
             rngs=rngs,
         )
         for level, count in enumerate(counts)
-    ]
+    )

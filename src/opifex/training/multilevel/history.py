@@ -1,12 +1,14 @@
-"""What happened during a run: losses, evaluations and transitions."""
+"""What happened during a run: losses, evaluations, transitions, and what the steps cost."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-__all__ = ["Evaluation", "History", "Transition"]
+from opifex.training.stopwatch import Stopwatch
+
+__all__ = ["Evaluation", "History", "Stretch", "Transition"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Evaluation:
         epoch: epochs done on that level.
         cycle: number of the cycle, zero for a cascade.
         work: work units spent so far (steps of the finest level).
-        seconds: seconds spent training so far, without compilation and evaluation.
+        seconds: seconds spent training so far, without compilation, transfers and evaluation.
+        elapsed_seconds: seconds of the run so far, without evaluations and callbacks.
         metrics: the values, by name.
     """
 
@@ -29,6 +32,7 @@ class Evaluation:
     cycle: int
     work: float
     seconds: float
+    elapsed_seconds: float
     metrics: dict[str, float]
 
 
@@ -52,122 +56,241 @@ class Transition:
 
 
 @dataclass(frozen=True)
-class _Segment:
+class Stretch:
+    """Consecutive steps on one level, taken in one call of the compiled loop, with their cost.
+
+    Attributes:
+        level: where.
+        objective: what was minimised: ``"own"``, ``"rediscretised"`` or ``"galerkin"``.
+        cycle: number of the cycle.
+        first_epoch: epochs of this visit before these steps.
+        steps_per_epoch: steps of one epoch.
+        losses: the loss before each step, shape (steps,).
+        seconds: what all steps took.
+        operations: floating-point operations of one step.
+        extra_operations: operations beside the steps: gradients for transfers, line searches.
+        call: number of the call of ``fit``, whose finest step is the unit of work.
+    """
+
     level: int
+    objective: str
     cycle: int
     first_epoch: float
     steps_per_epoch: int
     losses: np.ndarray
     seconds: float
-    extra: tuple[tuple[int, float], ...] = ()
+    operations: float
+    extra_operations: float
+    call: int
+
+
+_COLUMNS = ("step", "level", "cycle", "epoch", "objective", "loss", "work", "seconds")
 
 
 @dataclass
 class History:
-    """Record of a run, one row per step.
+    """Record of all runs of a trainer, one row per step.
+
+    Every second of a call of ``fit`` is in exactly one account, so that ``seconds``,
+    ``compile_seconds``, ``transfer_seconds``, ``resample_seconds``, ``evaluation_seconds`` and
+    ``other_seconds`` add up to ``wall_seconds``.
 
     Attributes:
-        step_work: level to the cost of one of its steps, in steps of the finest level.
-        compile_seconds: seconds that the run waited for compilation.
-        transfer_seconds: seconds spent on moving models and optimizer states.
-        resample_seconds: seconds spent on drawing new data, with the compilation of that.
+        stopwatch: the accounts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import CascadeTrainer, create_network_hierarchy
+        >>> models = create_network_hierarchy(1, 1, [8], num_levels=2, rngs=nnx.Rngs(0))
+        >>> trainer = CascadeTrainer(models)
+        >>> history = trainer.fit(lambda model: model(jnp.ones(1))[0] ** 2, epochs=[2, 3])
+        >>> history.table()["level"].tolist()
+        [0, 0, 1, 1, 1]
+        >>> [(change.from_level, change.to_level) for change in history.transitions]
+        [(0, 1)]
     """
 
-    step_work: dict[int, float] = field(default_factory=dict)
-    compile_seconds: float = 0.0
-    transfer_seconds: float = 0.0
-    resample_seconds: float = 0.0
-    _segments: list[_Segment] = field(default_factory=list, repr=False)
-    _evaluations: list[tuple[int, int, float, int, float, dict[str, float]]] = field(
-        default_factory=list, repr=False
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    _stretches: list[Stretch] = field(default_factory=list)
+    _units: list[float] = field(default_factory=list)
+    _evaluations: list[tuple[int, int, float, int, float, float, dict[str, float]]] = field(
+        default_factory=list
     )
-    _transitions: list[tuple[int, int, int]] = field(default_factory=list, repr=False)
-    _extra: list[tuple[int, float]] = field(default_factory=list, repr=False)
+    _transitions: list[tuple[int, int, int]] = field(default_factory=list)
+    _extra: float = 0.0
 
     # -- recording ---------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open the record of another run."""
+        self._units.append(float("nan"))
+
+    def set_unit(self, operations: float) -> None:
+        """Say what one step of the finest level costs in the present run."""
+        self._units[-1] = operations
 
     def record_steps(
         self,
         level: int,
         losses: np.ndarray,
         seconds: float,
+        operations: float,
         *,
+        objective: str = "own",
         first_epoch: float = 0.0,
         steps_per_epoch: int = 1,
         cycle: int = 0,
     ) -> None:
-        """Append the losses of consecutive steps on one level."""
+        """Append the losses of consecutive steps on one level.
+
+        Args:
+            level: the level.
+            losses: the loss before each step, shape (steps,); nothing is recorded if it is empty.
+            seconds: what all these steps took.
+            operations: floating-point operations of one step.
+            objective: what was minimised, see `Stretch`.
+            first_epoch: epochs of this visit before these steps.
+            steps_per_epoch: steps of one epoch.
+            cycle: number of the cycle, zero for a cascade.
+        """
+        if not self._units:
+            self.begin()
         if len(losses):
-            self._segments.append(
-                _Segment(
+            self._stretches.append(
+                Stretch(
                     level,
+                    objective,
                     cycle,
                     first_epoch,
                     steps_per_epoch,
                     np.asarray(losses),
                     seconds,
-                    tuple(self._extra),
+                    operations,
+                    self._extra,
+                    len(self._units) - 1,
                 )
             )
-            self._extra.clear()
+            self._extra = 0.0
 
-    def record_extra_work(self, level: int, steps: float) -> None:
-        """Charge work beside the steps (gradients for transfers, line searches) to the next step.
+    def forget_last_step(self) -> None:
+        """Take back the last step: it led to a state that was not kept."""
+        last = self._stretches.pop()
+        kept = len(last.losses) - 1
+        if kept:
+            seconds = last.seconds * kept / len(last.losses)
+            self._stretches.append(replace(last, losses=last.losses[:-1], seconds=seconds))
 
-        Args:
-            level: level on which it was done.
-            steps: its cost in steps of that level.
-        """
-        self._extra.append((level, steps))
+    def record_extra_operations(self, operations: float) -> None:
+        """Charge work beside the steps (gradients for transfers, line searches) to the next one."""
+        self._extra += operations
 
     def record_evaluation(
         self, level: int, epoch: float, metrics: dict[str, float], *, cycle: int = 0
     ) -> None:
-        """Append the metrics of the present model."""
-        self._evaluations.append((self.num_steps, level, epoch, cycle, self.seconds, dict(metrics)))
+        """Append the metrics of the present model.
+
+        Args:
+            level: the level of the model.
+            epoch: epochs done in this visit of the level.
+            metrics: the values, by name.
+            cycle: number of the cycle, zero for a cascade.
+        """
+        self._evaluations.append(
+            (self.num_steps, level, epoch, cycle, self.seconds, self.elapsed_seconds, dict(metrics))
+        )
 
     def record_transition(self, from_level: int, to_level: int) -> None:
-        """Note a change of level."""
+        """Note a change of level; 0 is the coarsest."""
         self._transitions.append((self.num_steps, from_level, to_level))
 
-    def measure_work_by_time(self, finest: int) -> None:
-        """Replace ``step_work`` by measured seconds per step, relative to the finest level.
+    # -- time --------------------------------------------------------------------------------
 
-        Does nothing where the finest level took no step.
-        """
-        spent: dict[int, tuple[float, int]] = {}
-        for segment in self._segments:
-            seconds, steps = spent.get(segment.level, (0.0, 0))
-            spent[segment.level] = (seconds + segment.seconds, steps + len(segment.losses))
-        if finest in spent:
-            unit = spent[finest][0] / spent[finest][1]
-            self.step_work = {level: s / n / unit for level, (s, n) in spent.items()}
+    @property
+    def seconds(self) -> float:
+        """Seconds spent training: steps alone."""
+        return self.stopwatch.read("training")
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent on tracing programs, and on waiting for their compilation."""
+        return self.stopwatch.read("compilation")
+
+    @property
+    def transfer_seconds(self) -> float:
+        """Seconds spent on moving models, states and corrections, with their line searches."""
+        return self.stopwatch.read("transfer")
+
+    @property
+    def resample_seconds(self) -> float:
+        """Seconds spent on drawing new data, with the compilation of that."""
+        return self.stopwatch.read("resampling")
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """Seconds spent in metrics (with their compilation), callbacks and stopping criteria."""
+        return self.stopwatch.read("evaluation")
+
+    @property
+    def other_seconds(self) -> float:
+        """Seconds spent on everything else: copies, checks, bookkeeping."""
+        return self.stopwatch.read("other")
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds spent in ``fit``: the sum of all accounts."""
+        self.stopwatch.read("other")
+        return sum(self.stopwatch.seconds.values())
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Seconds spent in ``fit`` without evaluations and callbacks, which a user may do without."""
+        return self.wall_seconds - self.evaluation_seconds
 
     # -- reading -----------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        if not self._stretches:
+            return "History(no steps yet)"
+        steps: dict[int, int] = {}
+        for stretch in self._stretches:
+            steps[stretch.level] = steps.get(stretch.level, 0) + len(stretch.losses)
+        per_level = ", ".join(f"{n} on level {level}" for level, n in sorted(steps.items()))
+        return (
+            f"History({self.num_steps} steps: {per_level}; loss {self.losses[0]:.3e} -> "
+            f"{self.losses[-1]:.3e}; {self.work:.4g} work units; {self.seconds:.3g} s training of "
+            f"{self.wall_seconds:.3g} s)"
+        )
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The records of all calls of the compiled loop, in order."""
+        return tuple(self._stretches)
 
     @property
     def num_steps(self) -> int:
         """Steps taken on all levels together."""
-        return sum(len(segment.losses) for segment in self._segments)
+        return sum(len(stretch.losses) for stretch in self._stretches)
 
     @property
-    def seconds(self) -> float:
-        """Seconds spent training, without compilation, transfer and evaluation."""
-        return sum(segment.seconds for segment in self._segments)
+    def step_work(self) -> dict[int, float]:
+        """Level to the latest cost of one of its steps, in steps of the finest level."""
+        return {s.level: s.operations / self._units[s.call] for s in self._stretches}
 
     @property
     def work(self) -> float:
-        """Work units spent: the cost of all steps in steps of the finest level."""
+        """Work units spent: the operations of everything in steps of the finest level.
+
+        A call of ``fit`` is counted in steps of its own finest level.
+        """
         return float(np.sum(self._work_per_step()))
 
     def _work_per_step(self) -> np.ndarray:
         pieces = []
-        for segment in self._segments:
-            piece = np.full(len(segment.losses), self.step_work.get(segment.level, np.nan))
-            piece[0] += sum(
-                steps * self.step_work.get(level, 0.0) for level, steps in segment.extra
-            )
-            pieces.append(piece)
+        for stretch in self._stretches:
+            piece = np.full(len(stretch.losses), stretch.operations)
+            piece[0] += stretch.extra_operations
+            pieces.append(piece / self._units[stretch.call])
         return np.concatenate(pieces) if pieces else np.zeros(0)
 
     def _until(self, column: str) -> np.ndarray:
@@ -178,35 +301,33 @@ class History:
         """Columns with one entry per step.
 
         Returns:
-            ``step``, ``level``, ``cycle``, ``epoch``, ``loss`` (before the step), ``work`` and
-            ``seconds`` (both cumulative, after the step). ``pandas.DataFrame`` takes it as it is.
+            ``step``, ``level``, ``cycle``, ``epoch``, ``objective`` (``"own"``, or what a coarse level
+            of a cycle minimised), ``loss`` (before the step), ``work`` and ``seconds`` (both
+            cumulative, after the step). ``pandas.DataFrame`` accepts the dictionary as it is.
         """
-        segments = self._segments
-        if not segments:
-            names = ("step", "level", "cycle", "epoch", "loss", "work", "seconds")
-            return {name: np.zeros(0) for name in names}
-        lengths = [len(s.losses) for s in segments]
-        per_step = np.concatenate(
-            [np.full(n, s.seconds / n) for s, n in zip(segments, lengths, strict=True)]
-        )
+        stretches = self._stretches
+        if not stretches:
+            return {name: np.zeros(0) for name in _COLUMNS}
+        lengths = [len(s.losses) for s in stretches]
+
+        def repeated(name: str) -> np.ndarray:
+            return np.repeat([getattr(s, name) for s in stretches], lengths)
+
+        within = np.concatenate([np.arange(n) for n in lengths])
         return {
             "step": np.arange(sum(lengths)),
-            "level": np.repeat([s.level for s in segments], lengths),
-            "cycle": np.repeat([s.cycle for s in segments], lengths),
-            "epoch": np.concatenate(
-                [
-                    s.first_epoch + np.arange(n) / s.steps_per_epoch
-                    for s, n in zip(segments, lengths, strict=True)
-                ]
-            ),
-            "loss": np.concatenate([s.losses for s in segments]),
+            "level": repeated("level"),
+            "cycle": repeated("cycle"),
+            "epoch": repeated("first_epoch") + within / repeated("steps_per_epoch"),
+            "objective": repeated("objective"),
+            "loss": np.concatenate([s.losses for s in stretches]),
             "work": np.cumsum(self._work_per_step()),
-            "seconds": np.cumsum(per_step),
+            "seconds": np.cumsum(repeated("seconds") / np.repeat(lengths, lengths)),
         }
 
     @property
     def losses(self) -> np.ndarray:
-        """The loss before each step."""
+        """The loss before each step, shape (num_steps,)."""
         return self.table()["loss"]
 
     @property
@@ -214,8 +335,8 @@ class History:
         """All evaluations in order."""
         work = self._until("work")
         return [
-            Evaluation(step, level, epoch, cycle, float(work[step]), seconds, metrics)
-            for step, level, epoch, cycle, seconds, metrics in self._evaluations
+            Evaluation(step, level, epoch, cycle, float(work[step]), seconds, elapsed, metrics)
+            for step, level, epoch, cycle, seconds, elapsed, metrics in self._evaluations
         ]
 
     @property
@@ -228,7 +349,15 @@ class History:
         ]
 
     def first_below(self, metric: str, threshold: float) -> Evaluation | None:
-        """The first evaluation whose metric is at most a threshold, or ``None``."""
+        """The first evaluation whose metric is at most a threshold, or ``None``.
+
+        Args:
+            metric: name of the metric.
+            threshold: the threshold.
+
+        Raises:
+            KeyError: if an evaluation has no metric of that name.
+        """
         for evaluation in self.evaluations:
             if evaluation.metrics[metric] <= threshold:
                 return evaluation

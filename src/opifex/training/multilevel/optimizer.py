@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import jax
@@ -10,18 +12,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from opifex.core.checks import (
-    check_callable,
-    check_choice,
-    check_positive,
-)
-from opifex.training.multilevel.age_corrected_adam import scale_by_age_corrected_adam
-from opifex.training.multilevel.state_transfer import (
+from opifex.core.checks import check_callable, check_choice, check_positive
+from opifex.optimization import scale_by_age_corrected_adam
+from opifex.training.multilevel.transfer import (
+    NotAffineError,
     SecondMomentStart,
-    Transition,
+    Transfer,
     leaves_by_path,
+    same_method,
     transfer_optimizer_state,
 )
+from opifex.training.objective import conjugate_gradient
+from opifex.training.smoother import GradientSmoother, Smoother, as_smoother, initial_state
 
 OnTransition = Literal["carry", "restart"]
 """What happens to a state at a transition: it follows its parameters, or a fresh one takes its
@@ -34,70 +36,92 @@ def _params(model: nnx.Module) -> nnx.State:
     return nnx.state(model, nnx.Param)
 
 
+def _apply(smoother: GradientSmoother, grads: Any, params: Any, state: Any, extra: Any) -> Any:
+    return smoother.apply(conjugate_gradient(grads), params, state, **extra)
+
+
+_compiled_apply = jax.jit(_apply, static_argnums=0)
+
+
 class MultilevelOptimizer:
-    """An Optax transformation with its state, able to follow a model from level to level.
+    """A method of minimisation with its state, able to follow a model from level to level.
+
+    A trainer owns its optimizer: the state changes with every step of the trainer, and one object
+    cannot serve two trainers.
 
     Args:
-        transformation: any Optax transformation, or one per level, coarsest first. With one per
-            level, all must have the same structure of state (different schedules or rates of the
-            same optimizer, say) and schedules restart on every level.
+        transformation: any Optax transformation, or a least-squares solver such as
+            `LevenbergMarquardt`; or one of these per level, coarsest first. With one per level
+            schedules restart on every level, and where neighbours are different methods the finer
+            one starts with a fresh state.
         second_moment_start: see `SecondMomentStart`. States of `scale_by_age_corrected_adam` need
             no such choice and are not affected.
         on_transition: see `OnTransition`.
 
     Attributes:
-        state: the Optax state, ``None`` before `init`.
+        state: the state, ``None`` before `init`.
         level: number of transitions so far.
 
     Raises:
-        TypeError: if ``transformation`` is neither.
+        TypeError: if ``transformation`` is none of these.
         ValueError: if a sequence is empty, or ``second_moment_start`` or ``on_transition`` is
             unknown.
+
+    Example:
+        >>> import optax
+        >>> from opifex.training.multilevel import MultilevelOptimizer
+        >>> optimizer = MultilevelOptimizer(optax.chain(optax.clip(1.0), optax.sgd(0.1)))
+        >>> optimizer.level
+        0
     """
 
     def __init__(
         self,
-        transformation: optax.GradientTransformation | Sequence[optax.GradientTransformation],
+        transformation: Any,
         *,
         second_moment_start: SecondMomentStart = "fresh",
         on_transition: OnTransition = "carry",
     ) -> None:
-        single = isinstance(transformation, optax.GradientTransformation)
-        per_level = (transformation,) if single else transformation
-        if isinstance(per_level, str) or not isinstance(per_level, Sequence):
-            raise TypeError(
-                "transformation must be an optax.GradientTransformation or a sequence of them, "
-                f"got {transformation!r}"
-            )
+        # A transformation is a named tuple, and so a sequence too.
+        single = hasattr(transformation, "init") or not isinstance(transformation, Sequence)
+        per_level = (transformation,) if single else tuple(transformation)
         if len(per_level) == 0:
             raise ValueError("transformation must not be an empty sequence")
-        for entry in per_level:
-            if not isinstance(entry, optax.GradientTransformation):
-                raise TypeError(
-                    f"transformation must consist of optax.GradientTransformation, got {entry!r}"
-                )
         check_choice("second_moment_start", second_moment_start, get_args(SecondMomentStart))
         check_choice("on_transition", on_transition, get_args(OnTransition))
-        self._per_level = tuple(optax.with_extra_args_support(entry) for entry in per_level)
+        self._per_level = tuple(as_smoother(method) for method in per_level)
         self.restart_schedules = not single
         self.second_moment_start: SecondMomentStart = second_moment_start
         self.on_transition: OnTransition = on_transition
-        self.state: optax.OptState | None = None
+        self.state: Any = None
         self.level = 0
         self._model: nnx.Module | None = None
-        self._compiled = jax.jit(self._apply, static_argnums=0)
+        self._owned = False
 
     @property
-    def transformation(self) -> optax.GradientTransformationExtraArgs:
-        """The transformation of the current level."""
-        return self.transformation_at(self.level)
+    def num_methods(self) -> int | None:
+        """Number of levels that have a method of their own; ``None`` if one serves all."""
+        return len(self._per_level) if self.restart_schedules else None
 
-    def transformation_at(self, level: int) -> optax.GradientTransformationExtraArgs:
-        """The transformation of a level; the last one serves all finer levels."""
+    def smoother_at(self, level: int) -> Smoother:
+        """The method of a level; the last one serves all finer levels."""
         return self._per_level[min(level, len(self._per_level) - 1)]
 
-    def init(self, model: nnx.Module) -> optax.OptState:
-        """Start afresh for a model, on level 0; returns and keeps the Optax state.
+    def claim(self) -> None:
+        """Become part of a trainer.
+
+        Raises:
+            ValueError: if this object already belongs to one.
+        """
+        if self._owned:
+            raise ValueError(
+                "optimizer already belongs to another trainer, whose state it holds; give each "
+                f"trainer its own, for instance a new {type(self).__name__}(...)"
+            )
+        self._owned = True
+
+    def init(self, model: nnx.Module) -> Any:
+        """Start afresh for a model, on level 0; returns and keeps the state.
 
         Raises:
             TypeError: if ``model`` is not an ``nnx.Module``.
@@ -106,14 +130,8 @@ class MultilevelOptimizer:
             raise TypeError(f"model must be an nnx.Module, got {type(model).__name__}")
         self._model = model
         self.level = 0
-        self.state = self.transformation.init(_params(model))
+        self.state = initial_state(self.smoother_at(0), _params(model))
         return self.state
-
-    def _apply(
-        self, level: int, params: Any, grads: Any, state: Any, extra: dict[str, Any]
-    ) -> tuple[Any, Any]:
-        updates, state = self.transformation_at(level).update(grads, state, params, **extra)
-        return optax.apply_updates(params, updates), state
 
     def update(self, model: nnx.Module, grads: Any, **extra: Any) -> None:
         """Take one step, in place, like ``nnx.Optimizer.update``. Compiled once per level.
@@ -126,18 +144,25 @@ class MultilevelOptimizer:
                 run uncompiled.
 
         Raises:
+            TypeError: if the level's method is a least-squares solver, which needs residuals.
             ValueError: if ``grads`` does not have the structure of the parameters.
         """
         if self.state is None or self._model is None:
             self.init(model)
+        smoother = self.smoother_at(self.level)
+        if not isinstance(smoother, GradientSmoother):
+            raise TypeError(
+                f"the method of level {self.level} needs residuals and cannot step with a gradient: "
+                "use fit"
+            )
         self._model = model
         params = _params(model)
         check_gradient(grads, params)
-        apply = self._apply if any(map(callable, extra.values())) else self._compiled
-        new, self.state = apply(self.level, params, grads, self.state, extra)
+        apply = _apply if any(map(callable, extra.values())) else _compiled_apply
+        new, self.state = apply(smoother, grads, params, self.state, extra)
         nnx.update(model, new)
 
-    def resize_state(self, new_model: nnx.Module, transition_fn: Transition) -> optax.OptState:
+    def resize_state(self, new_model: nnx.Module, transition_fn: Transfer) -> Any:
         """Move the state to the next level's model.
 
         Args:
@@ -165,33 +190,70 @@ class MultilevelOptimizer:
     def moved_state(
         self,
         level: int,
-        state: optax.OptState,
+        state: Any,
         coarse_model: nnx.Module,
         fine_model: nnx.Module,
-        transition_fn: Transition,
-    ) -> optax.OptState:
-        """A state of level ``level`` moved to the next, without touching this object."""
-        if self.on_transition == "restart":
-            return self.transformation_at(level + 1).init(_params(fine_model))
-        return transfer_optimizer_state(
-            self.transformation_at(level + 1),
-            state,
-            coarse_model,
-            fine_model,
-            transition_fn,
-            second_moment_start=self.second_moment_start,
-            restart_schedules=self.restart_schedules,
-        )
+        transition_fn: Transfer,
+    ) -> Any:
+        """A state of level ``level`` moved to the next, without touching this object.
 
-    def restore(self, model: nnx.Module, state: optax.OptState | None, level: int) -> None:
-        """Take up the state of a run that ended on ``level``; ``None`` starts a fresh one."""
+        Args:
+            level: the level that the state comes from; 0 is the coarsest.
+            state: the state there.
+            coarse_model: model of that level.
+            fine_model: model of the next level, already holding its starting values.
+            transition_fn: the transfer that moved the parameters.
+
+        Returns:
+            The state for ``fine_model``.
+
+        Warns:
+            UserWarning: if the transfer is not linear in the coarse parameters: moments cannot
+                follow it, so that the finer level starts with a fresh state.
+        """
+        smoother, params = self.smoother_at(level + 1), _params(fine_model)
+        if (
+            self.on_transition == "restart"
+            or getattr(transition_fn, "changes_structure", False)
+            or not same_method(state, jax.eval_shape(smoother.init, params))
+        ):
+            return initial_state(smoother, params)
+        try:
+            return transfer_optimizer_state(
+                smoother,
+                state,
+                coarse_model,
+                fine_model,
+                transition_fn,
+                second_moment_start=self.second_moment_start,
+                restart_schedules=self.restart_schedules,
+            )
+        except NotAffineError as error:
+            warnings.warn(
+                f"the optimizer starts afresh on level {level + 1}: {error}", stacklevel=2
+            )
+            return initial_state(smoother, params)
+
+    def restore(self, model: nnx.Module, state: Any, level: int) -> None:
+        """Take up the state of a run.
+
+        Args:
+            model: model of the level on which it ended.
+            state: its state there; ``None`` starts a fresh one.
+            level: the level.
+        """
         self.level = level
         self._model = model
-        self.state = self.transformation.init(_params(model)) if state is None else state
+        fresh = state is None
+        self.state = initial_state(self.smoother_at(level), _params(model)) if fresh else state
 
 
 def check_gradient(grads: Any, params: Any) -> None:
     """Raise unless a gradient has the structure and shapes of the parameters.
+
+    Args:
+        grads: the gradient.
+        params: the parameters.
 
     Raises:
         ValueError: naming the first difference.
@@ -210,6 +272,17 @@ def check_gradient(grads: Any, params: Any) -> None:
         raise ValueError(f"grads has an unknown entry {jax.tree_util.keystr(surplus[0])}")
 
 
+@lru_cache(maxsize=64)
+def _adam(learning_rate: Any, b1: float, b2: float, eps: float) -> Smoother:
+    """One object for equal settings, so that a second trainer finds its programs compiled."""
+    return as_smoother(
+        optax.chain(
+            scale_by_age_corrected_adam(b1=b1, b2=b2, eps=eps),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
 class MultilevelAdam(MultilevelOptimizer):
     """Adam whose moments follow their parameters, each corrected for its own age.
 
@@ -226,6 +299,18 @@ class MultilevelAdam(MultilevelOptimizer):
     Raises:
         TypeError: if ``learning_rate`` is neither a number nor callable.
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import (
+        ...     MultilevelAdam, create_network_hierarchy, prolongate
+        ... )
+        >>> coarse, fine = create_network_hierarchy(2, 1, [8], num_levels=2, rngs=nnx.Rngs(0))
+        >>> optimizer = MultilevelAdam(learning_rate=1e-3)
+        >>> state = optimizer.init(coarse)
+        >>> state = optimizer.resize_state(prolongate(coarse, fine), prolongate)
+        >>> optimizer.level
+        1
     """
 
     def __init__(
@@ -239,10 +324,4 @@ class MultilevelAdam(MultilevelOptimizer):
     ) -> None:
         if not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
-        super().__init__(
-            optax.chain(
-                scale_by_age_corrected_adam(b1=b1, b2=b2, eps=eps),
-                optax.scale_by_learning_rate(learning_rate),
-            ),
-            on_transition=on_transition,
-        )
+        super().__init__(_adam(learning_rate, b1, b2, eps), on_transition=on_transition)

@@ -1,0 +1,52 @@
+"""Ctrl-C that waits until the compiled program now running has returned its results."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+__all__ = ["Interruptible"]
+
+
+class Interruptible:
+    """Within this context the first Ctrl-C is only noted; `check` raises it at a safe point.
+
+    A second Ctrl-C is raised at once. Outside of the main thread, or where another handler than
+    Python's own is installed, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._noted = False
+        self._installed = False
+
+    def __enter__(self) -> Interruptible:
+        """Take over Python's handler."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._note)
+            self._installed = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give it back; an interrupt that nobody has checked for is raised now."""
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if kind is None:
+            self.check()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._noted:
+            signal.default_int_handler(number, frame)
+        self._noted = True
+
+    def check(self, kept: str = "") -> None:
+        """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed, with a word on what was kept."""
+        if self._noted:
+            self._noted = False
+            raise KeyboardInterrupt(kept) if kept else KeyboardInterrupt

@@ -1,0 +1,406 @@
+"""`CascadeTrainer`, the class that users call: models, optimizer, and the call that trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import PRNGKeyArray
+
+from opifex.core.checks import check_callable, check_key, check_positive_int, check_sequence
+from opifex.training.multilevel.config import MultilevelConfig
+from opifex.training.multilevel.cycle import Cycle, as_cycle, check_moves
+from opifex.training.multilevel.data import LevelData, Resampled, data_per_level
+from opifex.training.multilevel.hierarchy import create_network_hierarchy
+from opifex.training.multilevel.history import History
+from opifex.training.multilevel.monitor import Metrics, Monitor
+from opifex.training.multilevel.optimizer import MultilevelAdam, MultilevelOptimizer
+from opifex.training.multilevel.progress import progress_bar
+from opifex.training.multilevel.state import LevelState, RunState
+from opifex.training.multilevel.train import Task, interpolated, train
+from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
+from opifex.training.objective import LossFunction, check_loss, split_model
+
+__all__ = ["CascadeTrainer", "LevelFlag"]
+
+
+class LevelFlag(int):
+    """A truth value that can also be called: ``flag`` and ``flag()`` mean the same."""
+
+    def __call__(self) -> bool:
+        """The truth value."""
+        return bool(self)
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+
+class CascadeTrainer:
+    """Trains a hierarchy of models from coarse to fine.
+
+    Give either a ``hierarchy``, or the sizes of a multilayer perceptron from which one is built::
+
+        CascadeTrainer(hierarchy=models, optimizer=MultilevelAdam(1e-3), prolongate_fn=prolongate)
+        CascadeTrainer(input_dim=2, output_dim=1, base_hidden_dims=[64, 64], config=config, rngs=rngs)
+
+    The trainer owns copies of the models: those that were given never change, and can serve another
+    trainer. It owns the optimizer itself, whose state changes with every step. Between calls
+    `model` is the very object that training changes, and may be changed by hand.
+
+    Args:
+        hierarchy: models, coarsest first.
+        optimizer: a `MultilevelOptimizer`; or an Optax transformation, a least-squares solver such as
+            `LevenbergMarquardt`, or a sequence with one of these per level, which are wrapped in
+            one. The default is ``MultilevelAdam(1e-3)``.
+        prolongate_fn: the transfer ``(coarse_model, fine_model) -> fine_model``. The default
+            preserves the function (`prolongate_preserving`).
+        config: levels, epochs, and what is checked on the way. The default fits the hierarchy.
+        input_dim: number of input coordinates (second form).
+        output_dim: number of output components (second form).
+        base_hidden_dims: hidden widths of the finest level (second form).
+        rngs: random streams (second form).
+
+    Attributes:
+        optimizer: the optimizer with its state.
+        prolongate_fn: the transfer.
+        config: levels and epochs.
+        history: record of all calls of `fit`.
+
+    Raises:
+        TypeError: if an argument has the wrong type, or both forms are mixed, or neither is complete.
+        ValueError: if a value is out of range, ``config.num_levels`` is not the number of models, or
+            ``optimizer`` already belongs to another trainer.
+
+    Example:
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import CascadeTrainer, create_network_hierarchy
+        >>> models = create_network_hierarchy(2, 1, [8], num_levels=2, rngs=nnx.Rngs(0))
+        >>> trainer = CascadeTrainer(models)
+        >>> trainer.current_level, bool(trainer.is_at_finest)
+        (0, False)
+        >>> trainer.advance_level()
+        True
+    """
+
+    def __init__(
+        self,
+        hierarchy: Sequence[nnx.Module] | None = None,
+        optimizer: Any = None,
+        prolongate_fn: Transfer | None = None,
+        *,
+        config: MultilevelConfig | None = None,
+        input_dim: int | None = None,
+        output_dim: int | None = None,
+        base_hidden_dims: Sequence[int] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        sizes: dict[str, Any] = {
+            "input_dim": input_dim,
+            "output_dim": output_dim,
+            "base_hidden_dims": base_hidden_dims,
+            "rngs": rngs,
+        }
+        if config is not None and not isinstance(config, MultilevelConfig):
+            raise TypeError(f"config must be a MultilevelConfig, got {type(config).__name__}")
+        if hierarchy is not None:
+            surplus = [name for name, value in sizes.items() if value is not None]
+            if surplus:
+                raise TypeError(
+                    f"{surplus[0]} belongs to the form without hierarchy; give one or the other"
+                )
+            models = [nnx.clone(model) for model in _check_hierarchy(hierarchy)]
+            config = config or MultilevelConfig(num_levels=len(models))
+        else:
+            missing = [name for name, value in sizes.items() if value is None]
+            if missing:
+                raise TypeError(
+                    f"{missing[0]} is missing: give hierarchy, or input_dim, output_dim, "
+                    "base_hidden_dims and rngs"
+                )
+            config = config or MultilevelConfig()
+            models = list(
+                create_network_hierarchy(
+                    **sizes,
+                    num_levels=config.num_levels,
+                    coarsening_factor=config.coarsening_factor,
+                )
+            )
+        if config.num_levels != len(models):
+            raise ValueError(
+                f"config.num_levels is {config.num_levels}, but hierarchy has {len(models)} models"
+            )
+        if prolongate_fn is not None:
+            check_callable("prolongate_fn", prolongate_fn)
+        self.config = config
+        self.prolongate_fn: Transfer = prolongate_fn or prolongate_preserving
+        self.optimizer = _as_multilevel_optimizer(optimizer, len(models))
+        self.history = History()
+        self._models = models
+        self._level = 0
+        self._key = jax.random.key(0)
+        # States of levels that cycles visit; the current level's is the optimizer's.
+        self._smoothers: list[Any] = [None] * len(models)
+        # What a run has reached and the models do not hold yet.
+        self._pending: RunState | None = None
+        self.optimizer.claim()
+        self.optimizer.init(self.model)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{_num_params(model)}" for model in self.hierarchy)
+        return (
+            f"CascadeTrainer(level {self.current_level} of 0..{self.num_levels - 1}, parameters per "
+            f"level: {sizes}; {self.history!r})"
+        )
+
+    # -- where the trainer stands ------------------------------------------------------------
+
+    @property
+    def hierarchy(self) -> tuple[nnx.Module, ...]:
+        """The trainer's own models, coarsest first, as they are now."""
+        self._settle()
+        return tuple(self._models)
+
+    @property
+    def model(self) -> nnx.Module:
+        """The model of the current level, the very object that training changes."""
+        self._settle()
+        return self._models[self._level]
+
+    def get_current_model(self) -> nnx.Module:
+        """The same as `model`."""
+        return self.model
+
+    @property
+    def current_level(self) -> int:
+        """Number of the current level; 0 is the coarsest."""
+        self._settle()
+        return self._level
+
+    @property
+    def current_level_index(self) -> int:
+        """The same as `current_level`."""
+        return self.current_level
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels."""
+        return len(self._models)
+
+    @property
+    def is_at_finest(self) -> LevelFlag:
+        """Whether the current level is the finest; can be read or called."""
+        return LevelFlag(self.current_level == self.num_levels - 1)
+
+    def get_epochs_for_current_level(self) -> int:
+        """Planned epochs of the current level, with the extra ones of the finest."""
+        return self.config.epochs(self.current_level)
+
+    # -- by hand -----------------------------------------------------------------------------
+
+    def step(self, grads: Any, **extra: Any) -> None:
+        """Update the current model, in place, and the optimizer's state with a gradient.
+
+        Args:
+            grads: gradient with respect to the model's parameters, as ``nnx.grad`` returns it.
+            **extra: extra arguments of the transformation (``value=loss``), see
+                `MultilevelOptimizer.update`.
+
+        Raises:
+            ValueError: if ``grads`` does not have the structure of the parameters.
+        """
+        self.optimizer.update(self.model, grads, **extra)
+
+    def advance_level(self) -> bool:
+        """Go to the next finer level with model and optimizer state.
+
+        Whether the transfer kept the function is checked in `fit`, which has data to check it on;
+        by hand, use `verify_transfer`.
+
+        Returns:
+            Whether there was a finer level to go to.
+        """
+        if self.is_at_finest:
+            return False
+        coarse, fine = self._models[self._level], self._models[self._level + 1]
+        new = interpolated(self.prolongate_fn, coarse, fine)
+        self.optimizer.resize_state(new, self.prolongate_fn)
+        self._models[self._level + 1] = new
+        self._level += 1
+        return True
+
+    # -- in one call -------------------------------------------------------------------------
+
+    def fit(
+        self,
+        loss_fn: LossFunction | Sequence[Any],
+        data: LevelData | Resampled = (),
+        *,
+        epochs: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        cycle: str | Cycle = "cascade",
+        key: PRNGKeyArray | None = None,
+        evaluate: Metrics | None = None,
+        monitor: Monitor | None = None,
+    ) -> History:
+        """Train every level from the current one on, the finest included, in compiled loops.
+
+        Args:
+            loss_fn: ``loss_fn(model, *data)`` returning a scalar; with an argument named ``key``
+                it gets a fresh random key at every step. Or a sequence of `ResidualTerm`, one per
+                entry of ``data``: the loss is then their weighted mean square, and least-squares
+                solvers see the residuals.
+            data: a tuple of arrays for all levels; or a list with one tuple per level, or a
+                function from the level to its tuple, for coarser data on coarser levels; or any of
+                these in a `Resampled`, which draws them anew.
+            epochs: epochs per level, coarsest first; the default comes from ``config``.
+            batch_size: samples per step, drawn in a fresh random order each epoch. ``None`` uses
+                all data at every step, so that an epoch is one step.
+            cycle: order of the levels: ``"cascade"``, ``"v-cycle"``, ``"w-cycle"``,
+                ``"full-multigrid"``, or a `Cycle` such as ``VCycle(cycles=10)`` or
+                ``Cascade(stop=LossPlateau())``.
+            key: random key for shuffling, resampling and the loss. By default the trainer goes on
+                with its own stream, which starts from ``jax.random.key(0)``, so that two calls equal
+                one of their joint length.
+            evaluate: ``evaluate(model)`` returning a scalar or a dictionary of scalars; compiled.
+            monitor: when to evaluate, callbacks, progress bar.
+
+        Returns:
+            The history of this and all earlier calls.
+
+        Raises:
+            TypeError: if an argument has the wrong type.
+            ValueError: if a value is out of range.
+            NonFiniteLossError: if training diverges.
+            TransferError: if a transfer does not keep the function that it promises to keep.
+
+        However a call ends, by an error of any kind or by Ctrl-C, the trainer holds the last good
+        state of the level that it stood on, and can go on from there.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from flax import nnx
+            >>> from opifex.training.multilevel import CascadeTrainer, create_network_hierarchy
+            >>> models = create_network_hierarchy(1, 1, [8], num_levels=2, rngs=nnx.Rngs(0))
+            >>> trainer, x = CascadeTrainer(models), jnp.linspace(-1.0, 1.0, 16)[:, None]
+            >>> def loss_fn(model, x):
+            ...     return jnp.mean((model(x) - x**2) ** 2)
+            >>> trainer.fit(loss_fn, (x,), epochs=[5, 10]).num_steps, trainer.current_level
+            (15, 1)
+        """
+        loss = check_loss(loss_fn)
+        order = as_cycle(cycle)
+        if evaluate is not None:
+            check_callable("evaluate", evaluate)
+        if monitor is not None and not isinstance(monitor, Monitor):
+            raise TypeError(f"monitor must be a Monitor, got {monitor!r}")
+        if key is not None:
+            check_key("key", key)
+        resampled = data if isinstance(data, Resampled) else None
+        if order.coarse == "rediscretised":
+            _check_same_data(batch_size, resampled)
+        start = self.current_level
+        moves = list(order.moves(self.num_levels, start, self._plan_epochs(epochs, order)))
+        check_moves(moves, self.num_levels, start)
+        other = self.history.stopwatch.charge("other")
+        with other, progress_bar(monitor or Monitor(), self.num_levels) as watched:
+            given: Any = resampled.data if resampled else data
+            arrays = data_per_level(given, self.num_levels, batch_size)
+            task = Task(
+                loss=loss,
+                smoothers=tuple(map(self.optimizer.smoother_at, range(self.num_levels))),
+                batch_size=batch_size,
+                transfer=self.prolongate_fn,
+                move_state=self._move_state,
+                resampled=resampled,
+                evaluate=evaluate,
+                monitor=watched,
+                verify=self.config.verify_transfers,
+                compile_ahead=self.config.compile_ahead,
+            )
+            smoothers = [*self._smoothers]
+            smoothers[start] = self.optimizer.state
+            levels = map(LevelState.of, self._models, smoothers)
+            state = RunState(start, tuple(levels), arrays, self._key if key is None else key)
+            self.history.begin()
+            try:
+                train(state, order, moves, task, self.history, self._keep)
+            finally:
+                self._settle()
+        return self.history
+
+    def _move_state(self, level: int, state: Any, coarse: nnx.Module, fine: nnx.Module) -> Any:
+        return self.optimizer.moved_state(level, state, coarse, fine, self.prolongate_fn)
+
+    def _keep(self, state: RunState) -> None:
+        self._pending = state
+
+    def _settle(self) -> None:
+        """Write what a run has reached into models and optimizer."""
+        state, self._pending = self._pending, None
+        if state is None:
+            return
+        for level, reached in enumerate(state.levels[: state.level + 1]):
+            model = self._models[level]
+            if nnx.graphdef(model) == reached.graphdef:
+                nnx.update(model, reached.params, reached.rest)
+            else:  # a transfer has made another model
+                self._models[level] = reached.model
+        self._level, self._key = state.level, state.key
+        self._smoothers = [reached.smoother for reached in state.levels]
+        self.optimizer.restore(self.model, self._smoothers[self._level], self._level)
+
+    def _plan_epochs(self, epochs: Sequence[int] | None, cycle: Cycle) -> list[int] | None:
+        if epochs is None:
+            if getattr(cycle, "says_epochs", False):
+                return None
+            return [self.config.epochs(level) for level in range(self.num_levels)]
+        check_sequence("epochs", epochs)
+        if len(epochs) != self.num_levels:
+            raise ValueError(
+                f"epochs must have one entry per level ({self.num_levels}), got {list(epochs)}"
+            )
+        return [check_positive_int(f"epochs[{i}]", n) for i, n in enumerate(epochs)]
+
+
+def _num_params(model: nnx.Module) -> int:
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(split_model(model)[1]))
+
+
+def _check_same_data(batch_size: int | None, resampled: Resampled | None) -> None:
+    reason = (
+        "the linear term of a rediscretised coarse objective makes the levels agree to first order "
+        'on the same data only (coarse="galerkin" needs no such term)'
+    )
+    if batch_size is not None:
+        raise ValueError(f"batch_size must be None with this cycle, got {batch_size}: {reason}")
+    if resampled is not None:
+        raise ValueError(f"data must not be Resampled with this cycle: {reason}")
+
+
+def _check_hierarchy(hierarchy: Any) -> list[nnx.Module]:
+    if isinstance(hierarchy, nnx.Module) or not isinstance(hierarchy, Sequence):
+        raise TypeError(
+            f"hierarchy must be a sequence of nnx.Module, got {type(hierarchy).__name__}"
+        )
+    if len(hierarchy) == 0:
+        raise ValueError("hierarchy must not be empty")
+    for i, model in enumerate(hierarchy):
+        if not isinstance(model, nnx.Module):
+            raise TypeError(f"hierarchy[{i}] must be an nnx.Module, got {type(model).__name__}")
+    return list(hierarchy)
+
+
+def _as_multilevel_optimizer(optimizer: Any, num_levels: int) -> MultilevelOptimizer:
+    if optimizer is None:
+        return MultilevelAdam(1e-3)
+    if isinstance(optimizer, MultilevelOptimizer):
+        return optimizer
+    wrapped = MultilevelOptimizer(optimizer)
+    if wrapped.num_methods not in (None, num_levels):
+        raise ValueError(
+            f"optimizer must have one entry per level ({num_levels}) when it is a sequence, got "
+            f"{wrapped.num_methods}"
+        )
+    return wrapped

@@ -1,0 +1,368 @@
+r"""The check that a transfer keeps the function it promises to keep.
+
+A prolongation that preserves the function rests on what the axes of each layer are said to mean
+(`opifex.training.multilevel.transfer.axes`), and on how the model wires its layers. Where either is
+wrong, the fine model starts from another function, and nothing but a worse result would tell. So both
+models are evaluated at a few inputs.
+
+How far apart may they be? Both are the same sums with zeros added, rounded in another order: the
+difference is a modest multiple of what one rounding error in every parameter and every input does.
+That is measured: parameters and inputs of the coarse model are changed by the relative size of one
+rounding error, with random signs, and the output moves by $d$ (a random probe of the condition number
+as in stochastic arithmetic; Parker, Monte Carlo Arithmetic, UCLA CSD-970002, 1997). With the output
+$y$ and the machine epsilon $\epsilon$ of the least precise number that occurs,
+
+$$c\,(d + \epsilon \max |y|), \qquad c = \min(100, 0.05 / \epsilon),$$
+
+is allowed. Deep networks, outputs that nearly cancel and Fourier transforms have their own $d$; the
+factor $c$ is 100 but for bfloat16, where a hundred rounding errors would be all of the output. A layer
+that is read wrongly differs by as much as the output itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial, wraps
+from inspect import isfunction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from opifex.training.multilevel.transfer.axes import lookup_axes
+from opifex.training.multilevel.transfer.parameters import layer_name
+
+__all__ = ["TransferError", "function_difference", "inputs_for", "verify_transfer"]
+
+_SAMPLES = 3
+_MOST_SIGNS = 65537  # larger parameters repeat them, with a period that is a prime
+
+
+class TransferError(ValueError):
+    """A transfer did not keep the function that it promised to keep."""
+
+
+def _evaluate(graphdef: Any, state: Any, inputs: tuple[Any, ...]) -> Any:
+    """The output of a copy of a model, without dropout and with running averages."""
+    return _call(nnx.merge(graphdef, state, copy=True), inputs)
+
+
+def _call(model: Any, inputs: tuple[Any, ...]) -> Any:
+    model.eval()
+    # The default of accelerators cuts the factors of float32 products to 10 bits or fewer.
+    with jax.default_matmul_precision("highest"):
+        return model(*inputs)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def _float_types(jaxpr: Any) -> Iterator[Any]:
+    """The floating-point types in which a program computes."""
+    for variable in (*jaxpr.outvars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)):
+        dtype = getattr(variable.aval, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
+            yield jnp.finfo(dtype).dtype
+    for equation in jaxpr.eqns:
+        asked = jax.tree.leaves(equation.params.get("precision"))
+        if any(precision != jax.lax.Precision.HIGHEST for precision in asked):
+            yield jnp.finfo(jnp.bfloat16).dtype  # a layer that asks for fast products
+        for parameter in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from _float_types(inner)
+
+
+def _random_signs(tree: Any) -> np.ndarray:
+    """Rows of -1 and 1, enough for every leaf of a tree; the first row is zero: no change."""
+    leaves = jax.tree.leaves(tree)
+    length = min(_MOST_SIGNS, max((jnp.size(leaf) for leaf in leaves), default=0)) + len(leaves)
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (1 + _SAMPLES, length))
+    signs[0] = 0
+    return signs
+
+
+def _perturbed(tree: Any, signs: Any, dtype: Any) -> Any:
+    """A tree whose numbers have a relative error of one epsilon, with the given signs."""
+    leaves, structure = jax.tree.flatten(tree)
+    eps = float(jnp.finfo(dtype).eps)
+
+    def change(number: int, leaf: Any) -> Any:
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            # What depends on random keys has no value to compare: let it move.
+            data = jax.random.key_data(leaf) + jnp.asarray(signs[0], jnp.uint32)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        if not _is_float(leaf):
+            return leaf
+        # In the precision of the computation, in which alone so small a change can be seen.
+        leaf = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), dtype))
+        window = signs[number : number + _MOST_SIGNS]  # of each leaf another one
+        change = 1 + eps * jnp.resize(window, leaf.shape).astype(leaf.dtype)
+        return leaf * change
+
+    return jax.tree.unflatten(structure, [change(i, leaf) for i, leaf in enumerate(leaves)])
+
+
+def _distance(samples: Array, fine: Array, dtype: Any) -> tuple[Array, Array, Array]:
+    """How far an output is from the coarse one, how far it may be, and the output's size.
+
+    Sample 0 is the coarse output; the others are those of the perturbed coarse model.
+    """
+    coarse, eps = samples[0], float(jnp.finfo(dtype).eps)
+    same = (coarse == fine) | (jnp.isnan(coarse) & jnp.isnan(fine))
+    difference = jnp.max(jnp.where(same, 0, jnp.abs(coarse - fine)), initial=0)
+    moved, size = (
+        jnp.max(jnp.where(jnp.isfinite(a), a, 0), initial=0)
+        for a in (jnp.abs(samples[1:] - coarse), jnp.abs(coarse))
+    )
+    allowed = min(100.0, 0.05 / eps) * (moved + eps * size)
+    return jnp.where(jnp.isnan(difference), jnp.inf, difference), allowed, size
+
+
+def _numbers(output: Any) -> list[Array]:
+    """The arrays of numbers in an output, integers as floating-point numbers."""
+    leaves = [leaf for leaf in jax.tree.leaves(output) if isinstance(leaf, jax.Array)]
+    leaves = [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)]
+    return [leaf if _is_float(leaf) else leaf.astype(float) for leaf in leaves]
+
+
+def _precision(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> Any:
+    """The least precise floating-point type in which one of two models computes."""
+    types = [
+        dtype
+        for graphdef, state in zip(graphdefs, states, strict=True)
+        for dtype in _float_types(jax.make_jaxpr(partial(_evaluate, graphdef))(state, inputs).jaxpr)
+    ]
+    return max(types, key=lambda dtype: float(jnp.finfo(dtype).eps), default=jnp.float32)
+
+
+def _measure(graphdefs: Any, states: Any, inputs: tuple[Any, ...], signs: Any) -> list[Array]:
+    """Difference, allowed difference and size of the output that differs most."""
+    dtype = _precision(graphdefs, states, inputs)
+    # A loop, so that the model is compiled once for all samples.
+    samples = _numbers(
+        jax.lax.map(
+            lambda row: _evaluate(graphdefs[0], *_perturbed((states[0], inputs), row, dtype)),
+            signs,
+        )
+    )
+    fine = _numbers(_evaluate(graphdefs[1], states[1], inputs))
+    shapes = [leaf.shape[1:] for leaf in samples], [leaf.shape for leaf in fine]
+    if shapes[0] != shapes[1] or not fine:
+        raise TransferError(
+            f"the models must have outputs of the same shapes, got {shapes[0]} on the coarse and "
+            f"{shapes[1]} on the fine level"
+        )
+    distances = [_distance(*pair, dtype) for pair in zip(samples, fine, strict=True)]
+    excess = jnp.stack([jnp.where(d > 0, d / allowed, 0) for d, allowed, _ in distances])
+    return [jnp.stack(numbers)[jnp.argmax(excess)] for numbers in zip(*distances, strict=True)]
+
+
+@cache
+def _program() -> Any:
+    # A program that runs once or twice on a few rows: optimising it would take longer.
+    cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if cpu else None
+    return jax.jit(_measure, static_argnums=0, compiler_options=options)
+
+
+def _measured(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> list[Array]:
+    signs = _random_signs((states[0], inputs))
+    try:
+        hash(graphdefs)
+    except TypeError:  # a list among the attributes of a module: nothing to keep a program under
+        return jax.jit(partial(_measure, graphdefs))(states, inputs, signs)
+    return _program()(graphdefs, states, inputs, signs)
+
+
+def function_difference(
+    coarse_graphdef: Any,
+    coarse_state: Any,
+    fine_graphdef: Any,
+    fine_state: Any,
+    inputs: tuple[Any, ...],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """How far apart two models are at some inputs, and how far apart rounding may set them.
+
+    One compiled computation, kept for models of the same structure. The models are evaluated without
+    dropout and with running averages.
+
+    Args:
+        coarse_graphdef: graph definition of the coarse model, as ``nnx.split`` returns it.
+        coarse_state: its variables.
+        fine_graphdef: graph definition of the fine model.
+        fine_state: its variables.
+        inputs: arguments of both models.
+
+    Returns:
+        The largest difference of an output, infinite where only one of the two is a number, and the
+        difference that is allowed, see above. Of several outputs, those of the one that is worst.
+
+    Raises:
+        TransferError: if the outputs differ in shape, or hold no array.
+    """
+    difference, allowed, _ = _measured(
+        (coarse_graphdef, fine_graphdef), (coarse_state, fine_state), inputs
+    )
+    return difference, allowed
+
+
+def inputs_for(
+    model_a: nnx.Module, model_b: nnx.Module, data_rows: tuple[Any, ...]
+) -> tuple[Any, ...] | None:
+    """Arguments, out of some data, with which both models can be called; nothing is computed.
+
+    Args:
+        model_a: one model.
+        model_b: the other model.
+        data_rows: arrays such as a loss gets them after the model: inputs first, then targets.
+
+    Returns:
+        The shortest beginning of ``data_rows`` that both models accept and to which they answer in
+        the same shapes; ``None`` if there is none.
+    """
+    for count in range(1, len(data_rows) + 1):
+        inputs, answers = tuple(data_rows[:count]), []
+        for model in (model_a, model_b):
+            graphdef, state = nnx.split(model)
+            try:
+                answer = jax.eval_shape(partial(_evaluate, graphdef), state, inputs)
+            except Exception:  # whatever a model says to arguments it does not know
+                break
+            answers.append([leaf.shape for leaf in jax.tree.leaves(answer)])
+        if len(answers) == 2 and answers[0] == answers[1] and answers[0]:
+            return inputs
+    return None
+
+
+_Records = dict[tuple[str, int], tuple[type, list[Array]]]
+"""Label and number of a call to the class of its layer and the arrays it returned."""
+
+
+def _listen(module: nnx.Module, name: str, records: _Records) -> None:
+    """Let a module record what its public methods return, by a subclass of its own."""
+    layer = type(module)
+
+    def recording(label: str, method: Any) -> Any:
+        @wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            output = method(self, *args, **kwargs)
+            arrays = _numbers(output)
+            if not any(isinstance(array, jax.core.Tracer) for array in arrays):
+                number = sum(known == label for known, _ in records)
+                records[label, number] = layer, arrays
+            return output
+
+        return call
+
+    methods = {
+        attribute: recording(name if attribute == "__call__" else f"{name}.{attribute}", value)
+        for base in reversed(layer.__mro__)
+        if issubclass(base, nnx.Module) and base is not nnx.Module
+        for attribute, value in vars(base).items()
+        if isfunction(value) and (attribute == "__call__" or not attribute.startswith("_"))
+    }
+    metaclass: Any = type(layer)
+    object.__setattr__(module, "__class__", metaclass(layer.__name__, (layer,), methods))
+
+
+def _record(graphdef: Any, state: Any, inputs: tuple[Any, ...]) -> _Records:
+    """What every layer of a copy of a model returns, in the order in which the calls end."""
+    model = nnx.merge(graphdef, state, copy=True)
+    records: _Records = {}
+    for path, module in list(nnx.iter_modules(model)):
+        _listen(module, layer_name(path), records)
+    _call(model, inputs)
+    return records
+
+
+def _coarse_block(fine: Array, shape: tuple[int, ...], layer: type) -> Array | None:
+    """Where a coarse output should be found in the fine one: in front, or in the middle."""
+    if fine.ndim != len(shape) or any(n > m for n, m in zip(shape, fine.shape, strict=True)):
+        return None
+    described = lookup_axes(layer)
+    centred = described is not None and any(
+        axis.centred and axis.role == "fan-out"
+        for axes in described.parameters.values()
+        if not callable(axes)
+        for axis in axes
+    )
+    starts = [(m - n) // 2 if centred else 0 for n, m in zip(shape, fine.shape, strict=True)]
+    return fine[tuple(slice(s, s + n) for s, n in zip(starts, shape, strict=True))]
+
+
+def _first_difference(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> str | None:
+    """The first layer, in the order in which calls end, whose coarse and fine outputs differ."""
+    dtype = _precision(graphdefs, states, inputs)
+    coarse = [
+        _record(graphdefs[0], *_perturbed((states[0], inputs), row, dtype))
+        for row in _random_signs((states[0], inputs))
+    ]
+    fine = _record(graphdefs[1], states[1], inputs)
+    for call, (layer, _) in coarse[0].items():
+        if not all(call in records for records in (*coarse, fine)):
+            continue
+        samples = zip(*(records[call][1] for records in coarse), strict=True)
+        for arrays, output in zip(samples, fine[call][1], strict=False):
+            block = _coarse_block(output, arrays[0].shape, layer)
+            if block is not None:
+                difference, allowed, _ = _distance(jnp.stack(arrays), block, dtype)
+                if difference > allowed:
+                    return f"{call[0]} ({layer.__name__})"
+    return None
+
+
+def verify_transfer(coarse_model: nnx.Module, fine_model: nnx.Module, *inputs: Any) -> None:
+    """Raise unless two models compute the same function at some inputs, to rounding.
+
+    `CascadeTrainer.fit` does this at each transition whose transfer has the attribute
+    ``preserves_function = True``.
+
+    Args:
+        coarse_model: model of the coarser level.
+        fine_model: the model that a transfer made of it.
+        *inputs: arguments of both models; a few rows are enough. Models are called without dropout
+            and with running averages, and are not changed.
+
+    Raises:
+        TransferError: if the outputs differ by more than rounding explains, see
+            `opifex.training.multilevel.transfer.verification`. The message says by how much, and names
+            the first layer whose output differs, as far as the outputs of layers can be compared.
+        TypeError: if a model is not an ``nnx.Module``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import (
+        ...     create_network_hierarchy, prolongate_preserving, verify_transfer
+        ... )
+        >>> coarse, fine = create_network_hierarchy(2, 1, [8], num_levels=2, rngs=nnx.Rngs(0))
+        >>> verify_transfer(coarse, prolongate_preserving(coarse, fine), jnp.ones((3, 2)))
+        >>> verify_transfer(coarse, fine, jnp.ones((3, 2)))
+        Traceback (most recent call last):
+        opifex...TransferError: the transfer does not preserve the function: ...
+    """
+    for name, model in (("coarse_model", coarse_model), ("fine_model", fine_model)):
+        if not isinstance(model, nnx.Module):
+            raise TypeError(f"{name} must be an nnx.Module, got {type(model).__name__}")
+    graphdefs, states = zip(*map(nnx.split, (coarse_model, fine_model)), strict=True)
+    difference, allowed, size = map(float, _measured(graphdefs, states, inputs))
+    if difference <= allowed:
+        return
+    try:
+        layer = _first_difference(graphdefs, states, inputs)
+    except Exception:  # a model that cannot be listened to must not hide what was found
+        layer = None
+    where = (
+        f"the first layer whose output differs is {layer}"
+        if layer
+        else "the outputs of all layers that can be compared agree"
+    )
+    raise TransferError(
+        f"the transfer does not preserve the function: outputs, of size {size:.3g}, differ by "
+        f"{difference:.3g}, and rounding explains {allowed:.3g}; {where}"
+    )
