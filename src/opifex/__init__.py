@@ -1,4 +1,13 @@
-"""Multilevel (coarse-to-fine) training of PINNs and neural operators."""
+"""Multilevel (coarse-to-fine) training of physics-informed networks and neural operators.
+
+The rooms, from the ground up: `opifex.core` (argument checks, residual terms, metrics, differential
+operators); `opifex.models`; side by side `opifex.problems`, `opifex.data` and
+`opifex.optimization`; `opifex.training`, with `opifex.training.multilevel` as its centre; and
+`opifex.viz`. A room may import those before it, never those after it or beside it; what each one
+says about itself is checked by the tests.
+
+This file imports none of them: ``import opifex`` is cheap, and names come from their rooms.
+"""
 
 __version__ = "0.1.0"
 

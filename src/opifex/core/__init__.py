@@ -1,4 +1,7 @@
-"""What every other part of the library may use: argument checks, residuals, physics."""
+"""What every other room may use: argument checks, residual terms, metrics, differential operators.
+
+The room may import none of the others.
+"""
 
 from opifex.core.residuals import (
     PointFunction,

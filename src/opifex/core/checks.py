@@ -1,4 +1,8 @@
-"""Argument checks that name the argument, what was given and what is allowed."""
+"""Argument checks that name the argument, what was given and what is allowed.
+
+All take the name of the argument first. They raise ``TypeError`` for a value of the wrong type and
+``ValueError`` for one that is out of range.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,14 @@ __all__ = [
     "check_choice",
     "check_fraction",
     "check_key",
+    "check_last_axis",
     "check_nonnegative",
     "check_nonnegative_int",
     "check_positive",
     "check_positive_int",
+    "check_positive_numbers",
     "check_sequence",
+    "check_sizes",
 ]
 
 
@@ -86,7 +93,7 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_sequence(name: str, value: Any) -> None:
-    """Raise unless ``value`` is a sequence such as a list or tuple; a string is none."""
+    """Raise unless ``value`` is a sequence such as a list or tuple; a string does not count as one."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a sequence, got {value!r} of type {type(value).__name__}")
 

@@ -32,7 +32,22 @@ class ResidualTerm:
         name: what the term enforces, for instance ``"interior"`` or ``"boundary"``.
         residual: ``residual(u, x)`` with ``u`` a `PointFunction` and ``x`` one point (or one row of
             whatever data the term needs); returns a scalar or a vector of components.
-        weight: factor of the term's mean square in the loss.
+        weight: factor of the term's mean square in the loss, positive.
+
+    Raises:
+        TypeError: if ``residual`` is not callable or ``weight`` is not a number.
+        ValueError: if ``weight`` is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from opifex.core import ResidualTerm, mean_square_loss
+        >>> from opifex.core.physics import laplacian
+        >>> poisson = ResidualTerm("interior", lambda u, x: laplacian(u)(x) - 4)
+        >>> points = jnp.ones((3, 2))
+        >>> poisson.evaluate(lambda x: x @ x, points).shape
+        (3, 1)
+        >>> float(mean_square_loss([poisson], lambda x: x @ x, points))
+        0.0
     """
 
     name: str
@@ -44,7 +59,15 @@ class ResidualTerm:
         check_positive("weight", self.weight)
 
     def evaluate(self, u: PointFunction, points: Float[Array, "n dim"]) -> Float[Array, "n m"]:
-        """Residuals at all points, shape (n, components), without the weight."""
+        """Residuals at all points, without the weight.
+
+        Args:
+            u: function of one point, for instance a model.
+            points: shape (n, dim).
+
+        Returns:
+            Shape (n, components), in the dtype that the residual has.
+        """
         return jax.vmap(lambda x: jnp.atleast_1d(self.residual(u, x)))(points)
 
 
@@ -57,11 +80,19 @@ def _check_arity(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None
 
 
 def residual_vector(
-    terms: Sequence[ResidualTerm], u: PointFunction, *points: Float[Array, "n dim"]
+    terms: Sequence[ResidualTerm], u: PointFunction, *points: Float[Array, "_ _"]
 ) -> Float[Array, " total"]:
     r"""All residuals, scaled so that the sum of their squares is the loss.
 
     The residuals of term $t$ are multiplied by $\sqrt{w_t / N_t}$.
+
+    Args:
+        terms: the terms of the objective.
+        u: function of one point.
+        *points: one array (points, dim) per term.
+
+    Returns:
+        One vector, term after term: shape (sum of points times components,).
 
     Raises:
         ValueError: if the number of point arrays is not the number of terms.
@@ -76,9 +107,17 @@ def residual_vector(
 
 
 def mean_square_loss(
-    terms: Sequence[ResidualTerm], u: PointFunction, *points: Float[Array, "n dim"]
+    terms: Sequence[ResidualTerm], u: PointFunction, *points: Float[Array, "_ _"]
 ) -> Float[Array, ""]:
-    """The weighted sum of mean squares.
+    """The weighted sum of mean squares; of several components the squares are added.
+
+    Args:
+        terms: the terms of the objective.
+        u: function of one point.
+        *points: one array (points, dim) per term.
+
+    Returns:
+        The loss, a scalar.
 
     Raises:
         ValueError: if the number of point arrays is not the number of terms.

@@ -1,4 +1,7 @@
-"""Data of operator learning: random fields, solvers that generate pairs, shipped data."""
+"""Data of operator learning: random fields, solvers that generate pairs, shipped data.
+
+The room may import `opifex.core`.
+"""
 
 from opifex.data.burgers import generate_burgers_operator_data, solve_burgers
 from opifex.data.cache import default_cache_dir

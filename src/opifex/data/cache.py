@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -19,7 +20,10 @@ CACHE_VARIABLE = "OPIFEX_CACHE_DIR"
 
 
 def default_cache_dir() -> Path:
-    """``$OPIFEX_CACHE_DIR``, else ``$XDG_CACHE_HOME/opifex``, else ``~/.cache/opifex``."""
+    """The folder of generated data.
+
+    ``$OPIFEX_CACHE_DIR`` if it is set, else ``$XDG_CACHE_HOME/opifex``, else ``~/.cache/opifex``.
+    """
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE])
     base = os.environ.get("XDG_CACHE_HOME")
@@ -62,20 +66,27 @@ def cached_arrays(
         parameters: everything that determines the content, JSON values only.
         compute: makes the arrays.
         cache_dir: folder; `default_cache_dir` if not given. It is created when needed.
+
+    Returns:
+        What ``compute`` returned, now or at an earlier call: arrays by name.
     """
     path = cache_path(name, parameters, cache_dir)
     text = _canonical(parameters)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here, since NumPy leaves a file open in which it finds no archive.
+        with open(path, "rb") as kept, np.load(kept, allow_pickle=False) as stored:
             if str(stored["parameters"]) == text:
                 return {key: stored[key] for key in stored.files if key != "parameters"}
     except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, EOFError):
         pass
     arrays = dict(compute())
+    # An archive that cannot be completed writes its end when it is deleted: not to a closed file.
+    archive = io.BytesIO()
+    np.savez(archive, parameters=np.asarray(text), **arrays)  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         try:
-            np.savez(file, parameters=np.asarray(text), **arrays)  # type: ignore[arg-type]
+            file.write(archive.getbuffer())
             file.close()
             os.replace(file.name, path)
         except BaseException:

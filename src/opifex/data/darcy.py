@@ -30,7 +30,12 @@ __all__ = ["DarcySmall", "generate_darcy_data", "load_darcy_small", "solve_darcy
 
 
 class DarcySmall(NamedTuple):
-    """The two parts of the data set that `load_darcy_small` returns."""
+    """The two parts of the data set that `load_darcy_small` returns.
+
+    Attributes:
+        train: 1000 samples of shape (16, 16, 1).
+        test: 50 samples of the same shape.
+    """
 
     train: OperatorData
     test: OperatorData

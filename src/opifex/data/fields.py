@@ -21,8 +21,8 @@ class OperatorData(NamedTuple):
     """Samples of an operator: ``outputs[i]`` is the image of ``inputs[i]``.
 
     Attributes:
-        inputs: shape (samples, *spatial, input channels).
-        outputs: shape (samples, *spatial, output channels).
+        inputs: shape (samples, *spatial, input channels), float32 from all generators here.
+        outputs: shape (samples, *spatial, output channels), likewise.
     """
 
     inputs: np.ndarray
@@ -39,8 +39,8 @@ class FieldNormalizer:
     is a pytree and may pass through compiled functions.
 
     Attributes:
-        mean: mean of every channel.
-        deviation: standard deviation of every channel.
+        mean: mean of every channel, shape (channels,).
+        deviation: standard deviation of every channel, shape (channels,).
     """
 
     mean: Float[Array, " channels"]
@@ -48,7 +48,10 @@ class FieldNormalizer:
 
     @classmethod
     def fit(
-        cls, fields: Float[Array, "samples *spatial channels"], *, smallest_deviation: float = 1e-6
+        cls,
+        fields: Float[Array | np.ndarray, "samples *spatial channels"],
+        *,
+        smallest_deviation: float = 1e-6,
     ) -> FieldNormalizer:
         """The normalizer of given training fields.
 
@@ -76,7 +79,7 @@ class FieldNormalizer:
         )
 
     def normalize(self, fields: _Fields) -> _Fields:
-        """Fields in units of the deviation around the mean; NumPy in, NumPy out."""
+        """Fields of shape (..., channels) minus the mean, over the deviation; NumPy in, NumPy out."""
         if isinstance(fields, np.ndarray):
             return (fields - np.asarray(self.mean)) / np.asarray(self.deviation)
         return (fields - self.mean) / self.deviation

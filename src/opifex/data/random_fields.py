@@ -91,6 +91,9 @@ def gaussian_random_field(
             $\sigma \tau^{-\alpha}$; otherwise every sample has mean zero.
         seed: of the random numbers.
 
+    Returns:
+        Shape (num_samples, *shape), float64.
+
     Raises:
         ValueError: if a number is out of range, ``boundary`` is unknown, or the grid has fewer
             points than ``modes`` needs (``2 m - 1`` per axis if periodic, else ``m``).

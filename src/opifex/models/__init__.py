@@ -1,4 +1,7 @@
-"""Networks: plain ``nnx.Module`` classes that know nothing of training."""
+"""Networks: plain ``nnx.Module`` classes that know nothing of training.
+
+The room may import `opifex.core`.
+"""
 
 from opifex.models.corrected import CorrectedModel, FrozenVariable, freeze
 from opifex.models.fno import FNO, FourierBlock, SpectralConv

@@ -84,7 +84,7 @@ class SpectralConv(nnx.Module):
         self.modes = _check_modes(modes, spatial_dims)
         self.transform = check_choice("transform", transform, TRANSFORMS)
         shape = (*mode_axes(self.modes), input_size, output_size)
-        # The scale of Li et al.: small, so that the pointwise part of a block rules at first.
+        # The scale of Li et al.: small, so that the pointwise part of a block dominates at first.
         scale = 1.0 / (input_size * output_size)
         self.weight_real = nnx.Param(
             scale * jax.random.uniform(rngs.params(), shape, param_dtype, -1.0, 1.0)
@@ -139,6 +139,10 @@ class FourierBlock(nnx.Module):
         transform: as in `SpectralConv`.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
+
+    Raises:
+        ValueError: as `SpectralConv` does.
+        TypeError: as `SpectralConv` does.
     """
 
     def __init__(
@@ -163,7 +167,7 @@ class FourierBlock(nnx.Module):
         self.skip = nnx.Linear(width, width, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*spatial batch width"]) -> Array:
-        """Apply the block to space-first fields."""
+        """Apply the block to space-first fields, shape (*spatial, batch, width)."""
         return self.spectral.convolve(x) + self.skip(x)
 
 
@@ -196,6 +200,14 @@ class FNO(nnx.Module):
         ValueError: if a size is not positive, ``spatial_dims`` is above 3, ``modes`` does not have
             one entry per axis, or ``grid_kind`` or ``transform`` is unknown.
         TypeError: if a size is not an integer or ``activation`` is not callable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from opifex.models import FNO
+        >>> operator = FNO(modes=4, width=8, num_layers=1, rngs=nnx.Rngs(0))
+        >>> [operator(jnp.zeros((5, points, 1))).shape for points in (16, 32)]
+        [(5, 16, 1), (5, 32, 1)]
     """
 
     def __init__(
@@ -309,7 +321,16 @@ class FNO(nnx.Module):
 
 
 def check_fields(x: Array, spatial_dims: int, channels: int) -> None:
-    """Raise unless ``x`` has shape (batch, *spatial, channels)."""
+    """Raise unless ``x`` has shape (batch, *spatial, channels).
+
+    Args:
+        x: fields.
+        spatial_dims: number of spatial axes it should have.
+        channels: size of the last axis it should have.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
     if jnp.ndim(x) != spatial_dims + 2 or x.shape[-1] != channels:
         raise ValueError(
             f"x must have shape (batch, {spatial_dims} spatial axes, {channels} channels), "
@@ -330,7 +351,13 @@ def batch_first(x: Float[Array, "*spatial batch channels"]) -> Array:
 def grid_coordinates(
     shape: Sequence[int], grid_kind: str, dtype: jnp.dtype | type
 ) -> Float[Array, "*spatial dims"]:
-    """Coordinates in [0, 1] of the points of a grid; see `FNO` for the kinds."""
+    """Coordinates in [0, 1] of the points of a grid, shape (*shape, axes).
+
+    Args:
+        shape: points per axis.
+        grid_kind: where the points lie, see `FNO`.
+        dtype: of the coordinates.
+    """
     axes = []
     for n in shape:
         j = jnp.arange(n, dtype=dtype)

@@ -61,6 +61,10 @@ def mode_axes(modes: Sequence[int]) -> tuple[int, ...]:
 def check_grid_carries_modes(modes: Sequence[int], shape: Sequence[int]) -> None:
     r"""Raise unless every axis of a grid has the $2m - 1$ points that $|k| < m$ needs.
 
+    Args:
+        modes: number of modes ``m`` per axis.
+        shape: points per axis of the grid.
+
     Raises:
         ValueError: naming the first axis that is too coarse, its size and the size it needs.
     """
@@ -78,7 +82,12 @@ def check_grid_carries_modes(modes: Sequence[int], shape: Sequence[int]) -> None
 
 
 def choose_transform(modes: Sequence[int], shape: Sequence[int]) -> str:
-    """The faster way for these sizes, ``"fft"`` or ``"matmul"``."""
+    """The faster way for these sizes, ``"fft"`` or ``"matmul"``.
+
+    Args:
+        modes: number of modes per axis.
+        shape: points per axis of the grid.
+    """
     del modes, shape
     return "matmul"
 

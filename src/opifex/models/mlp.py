@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from opifex.core.checks import check_callable, check_last_axis, check_positive_int, check_sizes
 
 Activation = Callable[[Array], Array]
+"""An elementwise function."""
 
 __all__ = ["MLP", "Activation", "HiddenLayer"]
 
@@ -56,7 +57,7 @@ class HiddenLayer(nnx.Module):
         self.activation = activation
 
     def __call__(self, features: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Apply the layer."""
+        """Apply the layer to features of shape (..., input_size)."""
         new = self.activation(self.dense(features))
         if self.gate is None:
             return new
@@ -81,6 +82,14 @@ class MLP(nnx.Module):
         ValueError: if a size is not positive, ``hidden_dims`` is empty, or ``depth_gates`` is set
             and the hidden widths differ.
         TypeError: if a size is not an integer or ``activation`` is not callable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from opifex.models import MLP
+        >>> model = MLP(2, 1, [16, 16], rngs=nnx.Rngs(0))
+        >>> model(jnp.zeros((5, 2))).shape, model(jnp.zeros(2)).shape
+        ((5, 1), (1,))
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class FourierFeatures(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
-        """Evaluate the waves at points."""
+        """Evaluate the waves at points of shape (..., input_dim)."""
         return jnp.sqrt(2.0) * jnp.cos(x @ self.directions[...] + self.phases[...])
 
 
@@ -141,7 +141,7 @@ class FrequencyBand(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Evaluate the band at points."""
+        """Evaluate the band at points of shape (..., input_dim)."""
         features: jax.Array = self.frequency[...] * x
         if self.features is not None:
             features = self.features(features)
@@ -152,6 +152,9 @@ class FrequencyBand(nnx.Module):
 
 def check_frequencies(frequencies: Sequence[float]) -> tuple[float, ...]:
     """Return frequencies as floats; raise unless they are positive and increase.
+
+    Args:
+        frequencies: the factors of the inputs of a `MultiscaleMLP`.
 
     Raises:
         ValueError: if there are none, one is not positive, or they do not increase.

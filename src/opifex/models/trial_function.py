@@ -1,6 +1,8 @@
 r"""Models that meet conditions by construction: trial functions and symmetric models.
 
-A condition that holds whatever the parameters are needs no residual term and no weight, and the
+Trial functions are also known as hard constraints, or as an ansatz. They are not the basis functions
+that finite elements call so: one trial function is the whole approximation, network included. A
+condition that holds whatever the parameters are needs no residual term and no weight, and the
 equation is left as the only thing to learn (Lagaris, Likas, Fotiadis, IEEE Trans. Neural Networks
 9, 1998, section 2; Sukumar and Srivastava, CMAME 389, 2022).
 """
@@ -30,8 +32,8 @@ class TrialFunction(nnx.Module):
     r"""$u(x) = a(x) + b(x)\, N(e(x))$ with a network $N$ and fixed functions $a$, $b$, $e$.
 
     With $a$ equal to the prescribed values and $b = 0$ where they are prescribed, $u$ meets them for
-    all parameters. Since $u$ is affine in the network, prolongations that preserve the network
-    preserve $u$.
+    all parameters (hard constraints; $u$ is called the ansatz). Since $u$ is affine in the output of
+    the network, prolongations that preserve the network's function preserve $u$.
 
     Args:
         network: $N$, trainable.
@@ -42,6 +44,15 @@ class TrialFunction(nnx.Module):
 
     Raises:
         TypeError: if ``network`` is not an ``nnx.Module`` or a function is not callable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from opifex.models import MLP, TrialFunction
+        >>> network = MLP(1, 1, [8], rngs=nnx.Rngs(0))
+        >>> u = TrialFunction(network, offset=lambda x: 1 + x, factor=lambda x: x * (1 - x))
+        >>> u(jnp.array([[0.0], [1.0]])).tolist()
+        [[1.0], [2.0]]
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def plot_history(
         for transition in history.transitions:
             ax.axvline(transition.work, color=line.get_color(), linestyle="--", linewidth=0.8)
             ax.annotate(
-                f"level {transition.to_level + 1}",
+                f"level {transition.to_level}",
                 (transition.work, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, -3),

@@ -38,7 +38,7 @@ def history_table(history: History, *, title: str | None = None) -> Table:
         title: heading of the table.
 
     Returns:
-        A table for ``rich.print``. Levels are counted from 1, as in progress bars.
+        A table for ``rich.print``. Level 0 is the coarsest.
 
     Raises:
         TypeError: if ``history`` is not a `History`.
@@ -52,7 +52,7 @@ def history_table(history: History, *, title: str | None = None) -> Table:
     for rows in _visits(columns):
         losses = columns["loss"][rows]
         table.add_row(
-            str(int(columns["level"][rows.start]) + 1),
+            str(int(columns["level"][rows.start])),
             str(len(losses)),
             f"{losses[0]:.3e}",
             f"{losses[-1]:.3e}",

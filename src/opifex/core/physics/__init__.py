@@ -1,4 +1,7 @@
-"""Derivatives of networks and balancing of physical losses."""
+"""Differential operators for functions of one point, and balancing of the losses they make.
+
+The room may import `opifex.core`.
+"""
 
 from opifex.core.physics.gradnorm import GradNormBalancer, gradient_norms
 from opifex.core.physics.operators import divergence, gradient, hessian_diagonal, laplacian

@@ -46,6 +46,9 @@ def gradnorm_objective(
         norms: $g_i = \|\nabla_W L_i\|$, norms of the *unweighted* gradients.
         loss_ratios: $\tilde L_i = L_i / L_i(0)$.
         alpha: strength of the restoring force, at least 0.
+
+    Returns:
+        The distance, a scalar.
     """
     weighted = weights * norms
     # When every loss has become zero, all train alike; 0 / 0 would end in the weights for good.
@@ -69,7 +72,15 @@ def updated_weights(
     alpha: float,
     learning_rate: float,
 ) -> Float[Array, " terms"]:
-    """One gradient step on `gradnorm_objective`, then `renormalise`. Pure."""
+    """Weights after one gradient step on `gradnorm_objective`, then `renormalise`. Pure.
+
+    Args:
+        weights: present weights, shape (terms,).
+        norms: norms of the unweighted gradients, shape (terms,).
+        loss_ratios: losses relative to the initial ones, shape (terms,).
+        alpha: strength of the restoring force.
+        learning_rate: step size.
+    """
     slope = jax.grad(gradnorm_objective)(weights, norms, loss_ratios, alpha)
     return renormalise(optax.apply_updates(weights, -learning_rate * slope))
 
@@ -82,6 +93,9 @@ def gradient_norms(
     Args:
         losses_fn: the shared parameters to the vector of losses.
         params: the shared parameters, any pytree (often the last shared layer's alone).
+
+    Returns:
+        One norm per loss, shape (terms,).
     """
     jacobian = jax.jacrev(lambda p: jnp.asarray(losses_fn(p)))(params)
     squares = [
@@ -109,6 +123,14 @@ class GradNormBalancer(nnx.Module):
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if an argument is out of range.
+
+    Example:
+        >>> from opifex.core.physics import GradNormBalancer
+        >>> balancer = GradNormBalancer(num_losses=2)
+        >>> balancer.set_initial_losses([1.0, 1.0])
+        >>> weights = balancer.update_weights([1.0, 0.5], [1.0, 1.0])  # losses, gradient norms
+        >>> bool(weights[0] > weights[1])  # the first loss has fallen less
+        True
     """
 
     def __init__(
@@ -179,6 +201,7 @@ class GradNormBalancer(nnx.Module):
             The new weights.
 
         Raises:
+            TypeError: if ``losses`` or ``norms`` is neither a sequence nor an array.
             ValueError: if a number of entries is wrong.
             RuntimeError: if the initial losses are not set.
         """

@@ -88,7 +88,7 @@ class ScheduleAdvice:
             zip(self.sizes, self.shapes, self.step_seconds, strict=True)
         ):
             out.print(
-                f"level {level + 1}: size {list(size)}, data {list(shape)}, "
+                f"level {level}: size {list(size)}, data {list(shape)}, "
                 f"{1000 * seconds:.2f} ms per step, {self.config.epochs(level)} epochs"
             )
 

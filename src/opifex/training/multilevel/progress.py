@@ -44,7 +44,7 @@ class ProgressBar:
         visit = (progress.cycle, progress.level)
         if visit not in self._tasks:
             self._tasks[visit] = self._progress.add_task(
-                f"level {progress.level + 1}/{self._num_levels}",
+                f"level {progress.level} of 0..{self._num_levels - 1}",
                 total=progress.max_epochs,
                 state="",
             )
