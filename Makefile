@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test lint types coverage matrix clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,7 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 
 types: setup
 	$(BIN)/mypy
@@ -26,5 +27,11 @@ types: setup
 test: setup lint types
 	$(BIN)/python -m pytest -n 2 -q
 
+coverage: setup
+	$(BIN)/python -m pytest -n 2 -q --cov=opifex --cov-report=term-missing:skip-covered
+
+matrix:
+	scripts/test_matrix.sh
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .matrix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["rounding"]
+__all__ = ["distance", "rounding"]
 
 
 def rounding(dtype, *, condition: float = 1.0, operations: int = 1) -> float:
@@ -21,3 +21,20 @@ def rounding(dtype, *, condition: float = 1.0, operations: int = 1) -> float:
         operations: additions and multiplications behind one entry of the result.
     """
     return 8.0 * operations * condition * float(np.finfo(dtype).eps)
+
+
+def distance(actual, expected, *, scale: float | None = None) -> float:
+    """The Euclidean norm of the difference, relative to ``scale``: what `rounding` bounds.
+
+    It is taken over all entries together. One entry may be small because large terms cancel, and
+    then has no digits of its own.
+
+    Args:
+        actual: array to judge.
+        expected: array of the same shape, or one number for all entries.
+        scale: norm of what is added and subtracted; that of ``expected`` by default.
+    """
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert expected.shape in ((), actual.shape), f"{actual.shape} is compared with {expected.shape}"
+    expected = np.broadcast_to(expected, actual.shape)
+    return float(np.linalg.norm(actual - expected) / (scale or np.linalg.norm(expected)))

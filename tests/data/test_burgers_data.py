@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from opifex.data import gaussian_random_field, generate_burgers_operator_data, solve_burgers
+from tolerances import distance, rounding
 
 
 def cole_hopf(initial, viscosity, time):
@@ -27,6 +28,7 @@ def cole_hopf(initial, viscosity, time):
 def test_agrees_with_the_cole_hopf_solution(viscosity, time):
     initial = gaussian_random_field(4, 512, scale=25.0, modes=64, random_mean=False, seed=1)
     u = solve_burgers(initial, viscosity=viscosity, final_time=time, num_steps=400)
+    # The errors of the time steps, see the fourth order below.
     for row, start in zip(u, initial, strict=True):
         np.testing.assert_allclose(row, cole_hopf(start, viscosity, time), atol=2e-8)
 
@@ -70,10 +72,11 @@ def test_time_stepping_is_of_fourth_order():
 def test_mean_is_kept_energy_decays_and_translations_commute(shift, seed):
     initial = gaussian_random_field(2, 64, scale=25.0, modes=16, seed=seed)
     u = solve_burgers(initial, num_steps=50)
-    np.testing.assert_allclose(u.mean(axis=1), initial.mean(axis=1), atol=1e-12)
+    size, allowed = np.linalg.norm(initial), rounding(np.float64, operations=50)
+    assert distance(u.mean(axis=1), initial.mean(axis=1), scale=size) <= allowed
     assert np.all(u.var(axis=1) < initial.var(axis=1))
     moved = solve_burgers(np.roll(initial, shift, axis=1), num_steps=50)
-    np.testing.assert_allclose(moved, np.roll(u, shift, axis=1), atol=1e-12)
+    assert distance(moved, np.roll(u, shift, axis=1), scale=size) <= allowed
 
 
 def test_generated_pairs_solve_the_equation(tmp_path):
@@ -82,7 +85,9 @@ def test_generated_pairs_solve_the_equation(tmp_path):
     assert data.inputs.dtype == data.outputs.dtype == np.float32
     for start, end in zip(data.inputs[..., 0], data.outputs[..., 0], strict=True):
         fine = scipy.fft.irfft(scipy.fft.rfft(start.astype(float)), n=512) * 4
-        np.testing.assert_allclose(end, cole_hopf(fine, 0.1, 1.0)[::4], atol=1e-5)
+        # Stored in single precision; the initial value decides the final one, so twice.
+        exact = cole_hopf(fine, 0.1, 1.0)[::4]
+        assert distance(end, exact, scale=np.linalg.norm(start)) <= rounding(np.float32)
 
 
 def test_generation_is_cached(tmp_path, monkeypatch):

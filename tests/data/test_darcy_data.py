@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opifex.data import generate_darcy_data, load_darcy_small, solve_darcy
+from tolerances import distance, rounding
 
 
 def centres(rows, columns):
@@ -31,7 +32,10 @@ def test_second_order_on_a_manufactured_solution(ratio):
 
 
 def test_largest_value_of_the_torsion_function():
-    """-Laplace u = 1 on the unit square: u(1/2, 1/2) = 0.0736713532814 (Fourier series)."""
+    """-Laplace u = 1 on the unit square: u(1/2, 1/2) = 0.0736713532814 (Fourier series).
+
+    The error is that of the grid, 65^-2 times a small factor.
+    """
     odd = np.arange(1, 60, 2)
     i, j = np.meshgrid(odd, odd, indexing="ij")
     series = (
@@ -49,10 +53,13 @@ def test_symmetry_scaling_and_sign(rows, columns, factor, seed):
     a = np.where(np.random.default_rng(seed).random((rows, columns)) < 0.5, 3.0, 12.0)
     u = solve_darcy(a)
     assert np.all(u > 0)
-    np.testing.assert_allclose(solve_darcy(a.T), u.T, rtol=1e-10)
-    np.testing.assert_allclose(solve_darcy(a[::-1]), u[::-1], rtol=1e-10)
-    np.testing.assert_allclose(solve_darcy(factor * a), u / factor, rtol=1e-10)
-    np.testing.assert_allclose(solve_darcy(a, np.full(a.shape, factor)), u * factor, rtol=1e-10)
+    # Eigenvalues of the five-point matrix lie between about the smallest and 4 n^2 / 8 times the
+    # largest permeability.
+    allowed = rounding(np.float64, condition=4 * max(rows, columns) ** 2, operations=9)
+    assert distance(solve_darcy(a.T), u.T) <= allowed
+    assert distance(solve_darcy(a[::-1]), u[::-1]) <= allowed
+    assert distance(solve_darcy(factor * a), u / factor) <= allowed
+    assert distance(solve_darcy(a, np.full(a.shape, factor)), u * factor) <= allowed
 
 
 def test_balance_of_every_cell():
@@ -61,7 +68,8 @@ def test_balance_of_every_cell():
     u = solve_darcy(a, 2.0)
     flux = 2 * a * u
     outflow = (flux[0] + flux[-1]).sum() * 8 / 6 + (flux[:, 0] + flux[:, -1]).sum() * 6 / 8
-    assert outflow == pytest.approx(2.0)
+    # A backward stable solve leaves a residual of the size of the roundoff, 12 * 64 times it here.
+    assert distance(outflow, 2.0) <= rounding(np.float64, condition=4 * 8**2, operations=48)
 
 
 def test_generated_pairs(tmp_path):
@@ -70,7 +78,7 @@ def test_generated_pairs(tmp_path):
     assert data.inputs.dtype == data.outputs.dtype == np.float32
     assert set(np.unique(data.inputs)) == {3.0, 12.0}
     for a, u in zip(data.inputs[..., 0], data.outputs[..., 0], strict=True):
-        np.testing.assert_allclose(u, solve_darcy(a), rtol=1e-6)
+        np.testing.assert_allclose(u, solve_darcy(a), rtol=rounding(np.float32))
 
 
 def test_fixed_modes_give_the_same_permeability_on_every_grid(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opifex.data import FieldNormalizer
+from tolerances import distance, rounding
 
 
 @settings(max_examples=20, deadline=None)
@@ -18,15 +19,18 @@ def test_normalized_fields_have_mean_zero_and_deviation_one(seed, scale, shift):
     normalizer = FieldNormalizer.fit(fields)
     normal = normalizer.normalize(fields)
     assert isinstance(normal, np.ndarray)
-    np.testing.assert_allclose(normal.mean(axis=(0, 1, 2)), 0.0, atol=1e-3)
-    np.testing.assert_allclose(normal.std(axis=(0, 1, 2)), 1.0, rtol=1e-4)
-    np.testing.assert_allclose(normalizer.denormalize(normal), fields, rtol=1e-4, atol=1e-4 * scale)
+    # The mean is subtracted from fields that may be much larger than their deviation.
+    allowed = rounding(np.float32, condition=1 + abs(shift) / scale)
+    exact = normal.astype(float)
+    assert np.max(np.abs(exact.mean(axis=(0, 1, 2)))) <= allowed
+    assert distance(exact.std(axis=(0, 1, 2)), 1.0) <= allowed
+    assert distance(normalizer.denormalize(normal), fields) <= rounding(np.float32)
 
 
 def test_passes_through_compiled_functions_and_serves_every_grid():
     normalizer = FieldNormalizer.fit(np.array([[[1.0], [3.0]]], np.float32))
     run = jax.jit(lambda normalizer, u: normalizer.denormalize(normalizer.normalize(u) * 2))
-    np.testing.assert_allclose(run(normalizer, jnp.full((1, 5, 1), 3.0)), 4.0)
+    assert np.array_equal(run(normalizer, jnp.full((1, 5, 1), 3.0)), np.full((1, 5, 1), 4.0))
     assert len(jax.tree.leaves(normalizer)) == 2
 
 

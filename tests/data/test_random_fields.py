@@ -7,19 +7,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opifex.data import gaussian_random_field
+from tolerances import distance, rounding
 
 SETTINGS = {"smoothness": 2.0, "inverse_length": 5.0, "scale": 25.0}
 
 
 @pytest.mark.parametrize("random_mean", [True, False])
 def test_periodic_spectrum_is_that_of_the_covariance(random_mean):
-    """E |c_k|^2 = 625 (4 pi^2 k^2 + 25)^-2 for the coefficients of u = sum c_k exp(2 pi i k x)."""
+    """E |c_k|^2 = 625 (4 pi^2 k^2 + 25)^-2 for the coefficients of u = sum c_k exp(2 pi i k x).
+
+    The mean of 20000 squares of normal numbers has a relative standard deviation of 0.01.
+    """
     u = gaussian_random_field(20000, 15, random_mean=random_mean, seed=1, **SETTINGS)
     power = np.mean(np.abs(scipy.fft.fft(u, norm="forward")) ** 2, axis=0)
     k = scipy.fft.fftfreq(15, 1 / 15)
     expected = 625 * (4 * np.pi**2 * k**2 + 25) ** -2.0
     np.testing.assert_allclose(power[1:], expected[1:], rtol=0.05)
-    np.testing.assert_allclose(power[0], expected[0] if random_mean else 0.0, rtol=0.05, atol=1e-25)
+    if random_mean:
+        np.testing.assert_allclose(power[0], expected[0], rtol=0.05)
+    else:
+        assert np.sqrt(power[0]) <= rounding(np.float64) * np.sqrt(np.sum(expected))
 
 
 def test_neumann_spectrum_is_that_of_the_covariance():
@@ -38,13 +45,13 @@ def test_one_seed_gives_one_periodic_field_on_nested_grids(modes, extra, dims, s
     coarse = gaussian_random_field(2, (n,) * dims, modes=modes, seed=seed)
     fine = gaussian_random_field(2, (3 * n,) * dims, modes=modes, seed=seed)
     subsampled = fine[(slice(None), *(slice(None, None, 3),) * dims)]
-    np.testing.assert_allclose(subsampled, coarse, atol=1e-12)
+    assert distance(subsampled, coarse) <= rounding(np.float64, operations=3 * n * dims)
 
 
 def test_one_seed_gives_one_neumann_field_on_nested_grids():
     coarse = gaussian_random_field(2, (4, 5), boundary="neumann", modes=4, seed=3)
     fine = gaussian_random_field(2, (12, 15), boundary="neumann", modes=4, seed=3)
-    np.testing.assert_allclose(fine[:, 1::3, 1::3], coarse, atol=1e-12)
+    assert distance(fine[:, 1::3, 1::3], coarse) <= rounding(np.float64, operations=12 + 15)
 
 
 def test_seeds_are_reproducible_and_differ():

@@ -19,7 +19,7 @@ from opifex.models.mlp import MLP
 from opifex.optimization.second_order import LevenbergMarquardt, LevenbergMarquardtState
 from opifex.optimization.second_order.damped_least_squares import factorize
 from opifex.optimization.second_order.flat_residuals import FlatResiduals
-from tolerances import rounding
+from tolerances import distance, rounding
 
 # A row of data is (features..., target); the "function of a point" is the linear model itself.
 LINEAR = ResidualTerm("fit", lambda u, row: u(row[:-1])[0] - row[-1])
@@ -69,6 +69,17 @@ def cloud(seed: int, count: int):
     return jnp.asarray(np.random.default_rng(seed).uniform(size=(count, 2)))
 
 
+def one_step(solver, term, bind, params, data):
+    """A first step, compiled."""
+    return jax.jit(lambda p: solver.step((term,), bind, p, solver.init(p), (data,)))(params)
+
+
+def damped_error(gram, damping: float) -> float:
+    """What the damping, relative to the trace, and rounding change in an undamped solution."""
+    bias = damping * np.trace(gram) / np.linalg.eigvalsh(gram)[0]
+    return bias + rounding(np.float64, condition=np.linalg.cond(gram), operations=30)
+
+
 def test_linear_problem_is_solved_in_one_step():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
@@ -76,9 +87,11 @@ def test_linear_problem_is_solved_in_one_step():
         data = jnp.asarray(np.column_stack([features, target]))
         solver = LevenbergMarquardt(initial_damping=1e-14)
         params = {"w": jnp.ones(7)}
-        params, _, _ = solver.step((LINEAR,), bind_linear, params, solver.init(params), (data,))
+        params, _, _ = one_step(solver, LINEAR, bind_linear, params, data)
         expected = np.linalg.lstsq(features, target)[0]
-        np.testing.assert_allclose(params["w"], expected, rtol=1e-10, atol=1e-12)
+        # The largest damping tried; it shortens the way from the start.
+        allowed = damped_error(features.T @ features, 1e-13)
+        assert distance(params["w"] - 1.0, expected - 1.0) <= allowed
 
 
 def test_underdetermined_problem_takes_the_least_change():
@@ -88,9 +101,9 @@ def test_underdetermined_problem_takes_the_least_change():
         data = jnp.asarray(np.column_stack([features, target]))
         solver = LevenbergMarquardt(initial_damping=1e-14)
         params = {"w": jnp.zeros(9)}
-        params, _, _ = solver.step((LINEAR,), bind_linear, params, solver.init(params), (data,))
+        params, _, _ = one_step(solver, LINEAR, bind_linear, params, data)
         expected = np.linalg.lstsq(features, target)[0]
-        np.testing.assert_allclose(params["w"], expected, rtol=1e-10, atol=1e-12)
+        assert distance(params["w"], expected) <= damped_error(features @ features.T, 1e-13)
 
 
 @pytest.mark.parametrize("geodesic", [False, True])
@@ -103,9 +116,12 @@ def test_rosenbrock_agrees_with_scipy(geodesic):
         step = jax.jit(lambda p, s: solver.step((term,), bind_vector, p, s, data))
         for _ in range(40):
             params, state, loss = step(params, state)
-        expected = least_squares(lambda p: [10 * (p[1] - p[0] ** 2), 1 - p[0]], start).x
-        np.testing.assert_allclose(params, expected, atol=1e-10)
-        assert loss < 1e-20
+        expected = least_squares(
+            lambda p: [10 * (p[1] - p[0] ** 2), 1 - p[0]], start, xtol=1e-15, ftol=1e-15, gtol=1e-15
+        ).x
+        # The condition number of the Jacobian at the solution (1, 1) is 50.
+        assert distance(params, expected) <= rounding(np.float64, condition=50, operations=10)
+        assert np.sqrt(loss) <= rounding(np.float64, operations=100)
 
 
 def test_jacobian_is_that_of_the_residual_vector():
@@ -120,10 +136,11 @@ def test_jacobian_is_that_of_the_residual_vector():
         def all_residuals(flat):
             return residual_vector(terms, bind(problem.unravel(flat)), *points)
 
-        np.testing.assert_allclose(residuals, all_residuals(problem.start), rtol=1e-13)
-        expected = jax.jit(jax.jacrev(all_residuals))(problem.start)
+        expected = jax.jit(lambda flat: (all_residuals(flat), jax.jacrev(all_residuals)(flat)))
         assert jacobian.shape == (6 + 3 + 8, problem.start.size)
-        np.testing.assert_allclose(jacobian, expected, rtol=1e-10, atol=1e-13)
+        # Second derivatives of a network with 50 weights take a few hundred operations.
+        for found, value in zip((residuals, jacobian), expected(problem.start), strict=True):
+            assert distance(found, value) <= rounding(np.float64, operations=500)
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
@@ -164,7 +181,7 @@ def compiled_steps(geodesic: bool):
     return run
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 100),
     damping=st.sampled_from([1e-12, 1e-4, 1e2]),
@@ -176,8 +193,10 @@ def test_loss_never_increases_and_is_that_of_the_old_parameters(seed, damping, s
         _, params = network(seed)
         points = (cloud(seed, interior), cloud(seed + 1, 8))
         reported, recomputed = compiled_steps(geodesic)(params, jnp.asarray(damping), points)
-        np.testing.assert_allclose(reported, recomputed, rtol=1e-10)
-        assert np.all(np.diff(reported) <= 0)
+        # The root of the loss is the norm of residuals whose terms have size one to sqrt(10).
+        allowed = np.sqrt(10.0) * rounding(np.float64, operations=200)
+        np.testing.assert_allclose(np.sqrt(reported), np.sqrt(recomputed), rtol=0, atol=allowed)
+        assert np.all(np.diff(np.sqrt(reported)) <= allowed)
 
 
 def test_damping_rises_and_parameters_stay_when_no_step_helps():
@@ -186,9 +205,9 @@ def test_damping_rises_and_parameters_stay_when_no_step_helps():
         data = jnp.asarray([[1.0, 0.0], [1.0, 2.0]])
         solver = LevenbergMarquardt(initial_damping=1.0, damping_factors=(0.1, 10.0))
         params = {"w": jnp.ones(1)}
-        new, state, loss = solver.step((LINEAR,), bind_linear, params, solver.init(params), (data,))
+        new, state, loss = one_step(solver, LINEAR, bind_linear, params, data)
         assert new["w"] == params["w"]
-        np.testing.assert_allclose(loss, 1.0, rtol=1e-15)
+        assert distance(loss, 1.0) <= rounding(np.float64, operations=4)
         assert state.damping == 10.0
 
 
@@ -205,7 +224,10 @@ def test_nan_candidates_are_not_taken():
             params, state, loss = step(params, state)
             losses.append(float(loss))
         assert np.all(np.isfinite(losses))
-        np.testing.assert_allclose(params[0], np.exp(-5.0), rtol=1e-8)
+        # The residual is the logarithm of w / exp(-5): the relative error of w.
+        error = distance(params[0], np.exp(-5.0))
+        assert error <= np.sqrt(losses[-1]) + rounding(np.float64, condition=5, operations=2)
+        assert losses[-1] < 1e-16
 
 
 def test_steps_do_not_depend_on_the_scale_of_the_loss():
@@ -214,14 +236,17 @@ def test_steps_do_not_depend_on_the_scale_of_the_loss():
         points = (cloud(0, 60), cloud(1, 8))
         solver = LevenbergMarquardt()
         scaled = tuple(ResidualTerm(t.name, t.residual, 1e6 * t.weight) for t in FIT)
-        ends = []
+        start, steps, dampings = jax.flatten_util.ravel_pytree(params)[0], [], []
         for terms in (FIT, scaled):
             new, state, _ = jax.jit(
                 lambda p, terms=terms: solver.step(terms, bind, p, solver.init(p), points)
             )(params)
-            ends.append((jax.flatten_util.ravel_pytree(new)[0], state.damping))
-        np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-8, atol=1e-10)
-        np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-12)
+            steps.append(jax.flatten_util.ravel_pytree(new)[0] - start)
+            dampings.append(state.damping)
+        # The smallest damping tried, a tenth of the initial one, bounds the condition number.
+        allowed = rounding(np.float64, condition=10 / solver.initial_damping, operations=100)
+        assert distance(*steps) <= allowed
+        assert dampings[0] == dampings[1]
 
 
 def test_short_steps_are_tried():
@@ -236,11 +261,11 @@ def test_short_steps_are_tried():
                 step_lengths=lengths,
                 geodesic_acceleration=False,
             )
-            new, _, _ = solver.step(
-                (term,), bind_vector, params, solver.init(params), (jnp.zeros((1, 1)),)
-            )
+            new, _, _ = one_step(solver, term, bind_vector, params, jnp.zeros((1, 1)))
             assert (float(new[0]) != 2.0) == moved
-        np.testing.assert_allclose(new[0], 2.0 - 0.5 * 5.0 * np.arctan(2.0), rtol=1e-10)
+        # The damping of 1e-14 shortens the step, which is subtracted from a 2 of its own size.
+        allowed = rounding(np.float64, condition=4, operations=10) + 4 * 1.1e-14
+        assert distance(new[0], 2.0 - 0.5 * 5.0 * np.arctan(2.0)) <= allowed
 
 
 def test_dampings_stay_above_the_machine_precision():
@@ -258,10 +283,14 @@ def test_state_does_not_depend_on_the_number_of_parameters():
         solver = LevenbergMarquardt()
         data = jnp.asarray([[1.0, 2.0], [2.0, 5.0], [3.0, 5.0]])
         small, large = {"w": jnp.zeros(1)}, {"w": jnp.zeros((2, 1))}
-        _, state, _ = solver.step((LINEAR,), bind_linear, small, solver.init(small), (data,))
-        _, new_state, loss = solver.step(
-            (LINEAR,), lambda p: bind_linear({"w": p["w"].sum(0)}), large, state, (data,)
-        )
+        _, state, _ = one_step(solver, LINEAR, bind_linear, small, data)
+
+        @jax.jit
+        def step(params, state):
+            bind = lambda p: bind_linear({"w": p["w"].sum(0)})  # noqa: E731
+            return solver.step((LINEAR,), bind, params, state, (data,))
+
+        _, new_state, loss = step(large, state)
         assert jax.tree.structure(new_state) == jax.tree.structure(solver.init(small))
         assert [leaf.shape for leaf in jax.tree.leaves(new_state)] == [()]
         assert jnp.isfinite(loss)
@@ -299,12 +328,11 @@ def test_acceleration_reduces_the_error_of_the_step():
                 step_lengths=(1.0,),
                 geodesic_acceleration=geodesic,
             )
-            new, _, _ = solver.step(
-                (term,), bind_vector, params, solver.init(params), (jnp.zeros((1, 1)),)
-            )
+            new, _, _ = one_step(solver, term, bind_vector, params, jnp.zeros((1, 1)))
             errors.append(abs(float(new[0]) - np.log(2.0)))
         # Newton: w = 1, then a = -1/2: w = 1/2.
-        np.testing.assert_allclose(errors, [1 - np.log(2), np.log(2) - 0.5], rtol=1e-6)
+        # The damping of 1e-10 shortens both parts of the step in proportion.
+        assert distance(errors, [1 - np.log(2), np.log(2) - 0.5]) <= 1e-9
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from opifex.problems import (
     interior_points,
     solve_allen_cahn,
 )
+from tolerances import distance, rounding
 
 ANALYTIC = [
     Poisson(),
@@ -36,12 +37,10 @@ def test_the_exact_solution_has_no_residual(problem):
         def exact(x):
             return problem.exact(x[None])[0]
 
-        scale = 1 + jnp.max(jnp.abs(problem.exact(points[0])))
+        # Second derivatives of waves of frequency up to 4 pi, or quotients of sums of 200 terms.
+        allowed = rounding(np.float64, condition=(4 * np.pi) ** 2, operations=200)
         residuals = jax.jit(lambda *p: problem.residual_vector(exact, *p))(*points)
-        assert float(jnp.max(jnp.abs(residuals)) / scale) < 1e-10
-        np.testing.assert_allclose(
-            problem.loss(exact, *points), jnp.sum(residuals**2), rtol=1e-6, atol=1e-28
-        )
+        assert distance(residuals, 0.0, scale=1.0) <= allowed
 
 
 def test_a_wrong_solution_is_noticed():
@@ -51,8 +50,12 @@ def test_a_wrong_solution_is_noticed():
     def off(x):
         return 1.1 * problem.exact(x[None])[0]
 
-    assert float(problem.loss(off, *points)) > 1e-3
-    assert abs(float(problem.relative_l2_error(off)) - 0.1) < 1e-4
+    loss = problem.loss(off, *points)
+    assert loss > 1e-3
+    squares = jnp.sum(problem.residual_vector(off, *points) ** 2)
+    assert distance(loss, squares) <= rounding(np.float32, condition=10, operations=10)
+    error = problem.relative_l2_error(off)
+    assert distance(error, 0.1) <= rounding(np.float32, condition=11, operations=2)
 
 
 def finite_differences(x, viscosity, u0, times):
@@ -101,10 +104,10 @@ def test_burgers_reference_at_the_usual_viscosity_is_converged():
         assert np.all(np.isfinite(value))
         # Odd in x, and the initial value at t = 0.
         shaped = value.reshape(21, 21)
-        np.testing.assert_allclose(shaped, -shaped[::-1], atol=1e-9)
-        np.testing.assert_allclose(
-            shaped[:, 0], -np.sin(np.pi * np.linspace(-1, 1, 21)), atol=1e-12
-        )
+        # Exponents of up to 1 / (pi viscosity) = 100 in sums of 200 terms.
+        allowed = rounding(np.float64, condition=100, operations=200)
+        assert distance(shaped, -shaped[::-1]) <= allowed
+        assert distance(shaped[:, 0], -np.sin(np.pi * np.linspace(-1, 1, 21))) <= allowed
 
 
 def test_allen_cahn_reference_converges_and_agrees_with_scipy():
@@ -122,6 +125,7 @@ def test_allen_cahn_reference_converges_and_agrees_with_scipy():
     def rhs(_, u):
         return 1e-4 * np.fft.irfft(-(frequency**2) * np.fft.rfft(u), 256) + 5 * (u - u**3)
 
+    # Both time steppers err by less than 1e-7, SciPy's by its tolerance over some thousand steps.
     found = solve_ivp(rhs, (0, 1), x**2 * np.cos(np.pi * x), rtol=1e-10, atol=1e-12, t_eval=times)
     np.testing.assert_allclose(fine, found.y.T, atol=1e-7)
 
@@ -131,7 +135,9 @@ def test_allen_cahn_interpolates_its_reference():
         problem = AllenCahn()
         x = np.linspace(-1, 1, 9)
         start = problem.exact(jnp.asarray(np.stack([x, np.zeros(9)], axis=1)))
-        np.testing.assert_allclose(start[:, 0], x**2 * np.cos(np.pi * x), atol=1e-9)
+        # The condition number of interpolation by quintic splines at their knots is moderate.
+        allowed = rounding(np.float64, condition=100, operations=10)
+        assert distance(start[:, 0], x**2 * np.cos(np.pi * x)) <= allowed
         points = problem.sample_points(jax.random.key(0), 10, 8)
         assert [p.shape for p in points] == [(10, 2), (4, 2), (4, 2)]
         assert np.isfinite(float(problem.loss(lambda y: jnp.tanh(y[:1] * y[1]), *points)))

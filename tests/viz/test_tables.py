@@ -20,11 +20,13 @@ def cells(table: Table) -> list[list[str]]:
 
 
 def example() -> History:
-    history = History(step_work={0: 0.25, 1: 1.0})
-    history.record_steps(0, np.array([8.0, 4.0]), 0.5)
-    history.record_steps(0, np.array([3.0, 2.0]), 0.7)
+    history = History()
+    history.begin()
+    history.set_unit(400.0)
+    history.record_steps(0, np.array([8.0, 4.0]), 0.5, 100.0)
+    history.record_steps(0, np.array([3.0, 2.0]), 0.7, 100.0)
     history.record_transition(0, 1)
-    history.record_steps(1, np.array([1.5, 0.001]), 2.0)
+    history.record_steps(1, np.array([1.5, 0.001]), 2.0, 400.0)
     return history
 
 
@@ -39,16 +41,16 @@ def test_history_table_has_one_row_per_level() -> None:
         "seconds",
     ]
     assert cells(table) == [
-        ["1", "4", "8.000e+00", "2.000e+00", "1.0", "1.2"],
-        ["2", "2", "1.500e+00", "1.000e-03", "2.0", "2.0"],
+        ["0", "4", "8.000e+00", "2.000e+00", "1.0", "1.2"],
+        ["1", "2", "1.500e+00", "1.000e-03", "2.0", "2.0"],
     ]
 
 
 def test_history_table_has_one_row_per_visit() -> None:
     history = example()
-    history.record_steps(0, np.array([0.5]), 0.1, cycle=1)
-    history.record_steps(1, np.array([0.4]), 0.1, cycle=1)
-    assert [row[0] for row in cells(history_table(history))] == ["1", "2", "1", "2"]
+    history.record_steps(0, np.array([0.5]), 0.1, 100.0, cycle=1)
+    history.record_steps(1, np.array([0.4]), 0.1, 400.0, cycle=1)
+    assert [row[0] for row in cells(history_table(history))] == ["0", "1", "0", "1"]
 
 
 def test_history_table_of_an_empty_history_is_empty() -> None:
