@@ -42,6 +42,7 @@ __all__ = [
     "Transfer",
     "TransferPlan",
     "layer_name",
+    "placed_like",
     "plan_transfer",
     "prolongate",
     "prolongate_correction",
@@ -101,7 +102,7 @@ class Placement:
         """The coarse entries of a fine array, with dtype and sharding of the coarse array."""
         if _traced(fine, coarse):
             return jnp.asarray(fine[self.block], coarse.dtype)
-        return jax.device_put(np.asarray(fine)[self.block].astype(coarse.dtype), coarse.sharding)
+        return placed_like(np.asarray(fine)[self.block].astype(coarse.dtype), coarse)
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,16 @@ def _with_block(array: Array, block: tuple[slice, ...], values: Any) -> Array:
         return array.at[block].set(jnp.asarray(values, array.dtype))
     result = np.array(array)
     result[block] = np.asarray(values, result.dtype)
-    return jax.device_put(result, array.sharding)
+    return placed_like(result, array)
+
+
+def placed_like(values: np.ndarray, like: Array) -> Array:
+    """Values on the devices of another array, and bound to them only if that one is.
+
+    A program that was compiled for arrays which are bound to no device would be compiled once more
+    for arrays that are.
+    """
+    return jax.device_put(values, like.sharding if like.committed else None)
 
 
 def layer_name(path: Path) -> str:

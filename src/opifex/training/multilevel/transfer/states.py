@@ -27,7 +27,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from opifex.training.multilevel.transfer.parameters import Transfer
+from opifex.training.multilevel.transfer.parameters import Transfer, placed_like
 
 SecondMomentStart = Literal["fresh", "mean", "max"]
 """What second moments of new entries start from: the transformation's own initial value, or the
@@ -71,7 +71,7 @@ def _params(model: nnx.Module) -> nnx.State:
 
 def _filled(leaf: Array, value: float, dtype: Any = None) -> Array:
     """An array like another with one value everywhere, made without compiling anything."""
-    return jax.device_put(np.full(leaf.shape, value, dtype or leaf.dtype), leaf.sharding)
+    return placed_like(np.full(leaf.shape, value, dtype or leaf.dtype), leaf)
 
 
 class _LinearPart:
@@ -112,7 +112,7 @@ class _LinearPart:
             def leaf(path: KeyPath, like: Array) -> Array:
                 dtype = dtypes.get(path, like.dtype)
                 if path in given:
-                    return jax.device_put(given[path].astype(dtype), like.sharding)
+                    return placed_like(given[path].astype(dtype), like)
                 return _filled(like, fill, dtype)
 
             graph, params, rest = split
@@ -169,7 +169,7 @@ def carried_fraction(
     """
     of_ones = _LinearPart(coarse_model, fine_model, transition_fn).of_ones
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.device_put(of_ones[path], leaf.sharding), _params(fine_model)
+        lambda path, leaf: placed_like(of_ones[path], leaf), _params(fine_model)
     )
 
 
@@ -239,7 +239,7 @@ class _StateMover:
         if kind == "age":
             # Halving a weight does not halve its age: the mean age of what an entry is made of.
             values = np.rint(np.real(values / np.where(old, fraction, 1)))
-        return jax.device_put(np.where(old, values, start).astype(fresh.dtype), fresh.sharding)
+        return placed_like(np.where(old, values, start).astype(fresh.dtype), fresh)
 
     def _move_plain(
         self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], kind: TreeKind
@@ -281,9 +281,7 @@ class _StateMover:
                 for i in range(next(iter(stacked.values())).shape[0])
             ]
             result |= {
-                p: jax.device_put(
-                    np.stack([s[p] for s in slices]).astype(fresh[p].dtype), fresh[p].sharding
-                )
+                p: placed_like(np.stack([s[p] for s in slices]).astype(fresh[p].dtype), fresh[p])
                 for p in stacked
             }
         for path, leaf in coarse.items():  # one number per parameter, whatever its size
