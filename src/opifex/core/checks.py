@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = [
     "check_callable",
@@ -118,7 +119,7 @@ def check_positive_numbers(name: str, values: Any) -> tuple[float, ...]:
 
 def check_last_axis(name: str, array: Any, size_name: str, size: int) -> None:
     """Raise unless the last axis of ``array`` has the given size."""
-    shape = jnp.shape(array)
+    shape = array.shape if hasattr(array, "shape") else np.shape(array)
     if not shape or shape[-1] != size:
         raise ValueError(
             f"{name} must have a last axis of size {size_name}={size}, got shape {shape}"

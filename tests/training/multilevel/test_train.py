@@ -36,6 +36,7 @@ from opifex.training.multilevel import (
     ResidualCorrection,
     Restrict,
     Smooth,
+    TransferError,
     VCycle,
     WCycle,
     create_network_hierarchy,
@@ -617,6 +618,31 @@ class Given:
 
     def moves(self, num_levels: int, start: int, epochs: Any) -> Any:
         return iter(self.order)
+
+
+def test_data_may_hold_single_numbers() -> None:
+    def weighted(model: Any, weight: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return weight * loss(model, x, y)
+
+    history = trainer().fit(weighted, (jnp.asarray(0.5), X, Y), epochs=[2, 2])
+    assert history.num_steps == 4
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_models_that_cannot_be_called_with_the_data_are_compared_by_their_loss(
+    broken: bool,
+) -> None:
+    def encoded(model: Any, pairs: dict[str, jax.Array]) -> jax.Array:
+        return loss(model, pairs["x"], pairs["y"])
+
+    models = [Skewed(4, 0), Skewed(8, 1)] if broken else networks()
+    run = trainer(models=models)
+    if broken:
+        with pytest.raises(TransferError, match="the loss is"):
+            run.fit(encoded, ({"x": X, "y": Y},))
+    else:
+        run.fit(encoded, ({"x": X, "y": Y},))
+    assert run.is_at_finest == (not broken)
 
 
 @pytest.mark.parametrize(
