@@ -71,11 +71,11 @@ def main() -> None:
     runs = []
     for seed, peer in zip(given.seeds, peers, strict=True):
         run = ours[seed]
-        curve = [[seconds, error] for seconds, _, error in run["curve_cascade"]]
+        curve = [[seconds, elapsed, e] for seconds, elapsed, _, e in run["curve_cascade"]]
         runs.append(
             {
                 "seed": seed,
-                **compare_with_peer(peer["curve"], curve, run["cascade_compile_seconds"]),
+                **compare_with_peer(peer["curve"], curve),
                 "cascade_final_error": run["cascade_final_error"],
                 "peer_epochs": len(peer["curve"]),
                 "curve_peer": peer["curve"],

@@ -77,7 +77,7 @@ def main() -> None:
         runs.append(
             {
                 "seed": seed,
-                **compare_with_peer(peer["curve"], evaluation_curve(many), many.compile_seconds),
+                **compare_with_peer(peer["curve"], evaluation_curve(many)),
                 **compare_runs(one, many),
                 "curve_peer": peer["curve"],
             }

@@ -22,7 +22,8 @@ With the random keys of the notebook the peer's script gives the losses that the
 (0.504458257302837 at first, 1.7184e-07 at last), which the results record under ``check``.
 
 After the documented iterations the peer goes on with the same settings until it has trained as
-many seconds as our side of the same seed, so that a row also says what it reaches in equal time.
+many seconds as our side of the same seed, so that a row also says what it reaches in equal time. Elapsed
+seconds are all but those of evaluations: with set-up, compilation and our transfers.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ def thinned(curve: list[Any], most: int = 60) -> list[list[float]]:
 def our_row(run: Run, target: float) -> dict[str, Any]:
     """What our side did."""
     row = run.row(target)
-    curve = [[c["seconds"], c["total_seconds"], c["error"]] for c in run.curve]
-    kept = ("seconds", "seconds_with_compilation", "processor_seconds_with_compilation")
-    reached = ("seconds_to_target", "seconds_to_target_with_compilation")
+    curve = [[c["seconds"], c["elapsed_seconds"], c["error"]] for c in run.curve]
+    kept = ("seconds", "elapsed_seconds", "processor_seconds_with_compilation")
+    reached = ("seconds_to_target", "elapsed_seconds_to_target")
     return {
         "error": row["error"],
         "lowest_error": row["lowest_error"],
@@ -106,14 +107,14 @@ def peer_row(result: dict[str, Any], target: float) -> dict[str, Any]:
         "error": documented[3],
         "iterations": documented[0],
         "seconds": documented[1],
-        "seconds_with_compilation": documented[2],
+        "elapsed_seconds": documented[2],
         "lowest_error": min(c[3] for c in curve),
         "seconds_to_target": reached and reached[1],
-        "seconds_to_target_with_compilation": reached and reached[2],
+        "elapsed_seconds_to_target": reached and reached[2],
         "longer_error": curve[-1][3],
         "longer_iterations": curve[-1][0],
         "longer_seconds": curve[-1][1],
-        "longer_seconds_with_compilation": curve[-1][2],
+        "longer_elapsed_seconds": curve[-1][2],
         "compile_seconds": result["compile_seconds"],
         "processor_seconds": result["processor_seconds"],
         "curve": [c[1:] for c in thinned(curve)],
@@ -186,7 +187,7 @@ def summary_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for problem in dict.fromkeys(row["problem"] for row in rows):
         for method in (OURS, DOCUMENTED, WEIGHTED):
             mine = [r for r in rows if (r["problem"], r["method"]) == (problem, method)]
-            names = ("error", "seconds", "seconds_with_compilation", "seconds_to_target")
+            names = ("error", "seconds", "elapsed_seconds", "seconds_to_target")
             longer = ("longer_error", "longer_seconds") if method != OURS else ()
             medians = {n: median([r[n] for r in mine]) for n in (*names, *longer)}
             found.append({"problem": problem, "method": method, **medians})

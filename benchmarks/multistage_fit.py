@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from rich.console import Console
 
-from common import parser, write_results
+from common import parser, start_cold, write_results
 from opifex.models import MLP
 from opifex.training.multilevel import fit_in_stages, sine_network
 from opifex.viz import comparison_table
@@ -38,6 +38,7 @@ def main() -> None:
         def network(stage: int, seed: int = seed) -> MLP:
             return sine_network(WIDTHS, param_dtype=jnp.float64, rngs=nnx.Rngs(10 * seed + stage))
 
+        start_cold()
         start = time.perf_counter()
         model, stages = fit_in_stages(target, points, network, num_stages=STAGES, steps=STEPS)
         seconds = time.perf_counter() - start

@@ -38,9 +38,9 @@ def main() -> None:
         peer = run_peer(python, "namesake_loop.py", "--points", str(path), "--steps", "20")
     trainer = CascadeTrainer(
         create_network_hierarchy(2, 1, [128] * 3, 3, rngs=nnx.Rngs(0)),
-        config=MultilevelConfig(num_levels=3, level_epochs=[STEPS] * 3),
+        config=MultilevelConfig(num_levels=3, level_epochs=[STEPS] * 3, compile_ahead=False),
     )
-    history = trainer.fit(problem.loss, points, compile_ahead=False)
+    history = trainer.fit(problem.loss, points)
     table = history.table()
     per_step = np.diff(np.concatenate([[0.0], table["seconds"]]))
     rows: list[dict[str, Any]] = []

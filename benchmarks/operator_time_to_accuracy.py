@@ -27,7 +27,7 @@ import optax
 from flax import nnx
 from rich.console import Console
 
-from common import compare_runs, final, median_ratios, parser, write_results
+from common import compare_runs, final, median_ratios, parser, start_cold, write_results
 from opifex.core.metrics import relative_l2
 from opifex.data import (
     FieldNormalizer,
@@ -39,6 +39,7 @@ from opifex.models import FNO
 from opifex.training.multilevel import (
     CascadeTrainer,
     History,
+    Monitor,
     MultilevelConfig,
     MultilevelOptimizer,
     OnTransition,
@@ -211,6 +212,7 @@ class Experiment:
         error: Callable[[Any], Any],
     ) -> History:
         """Train the given levels one after the other."""
+        start_cold()
         case = self.case
         models = [
             FNO(
@@ -236,7 +238,9 @@ class Experiment:
         trainer = CascadeTrainer(
             models,
             optimizer,
-            config=MultilevelConfig(num_levels=len(models), level_epochs=list(epochs)),
+            config=MultilevelConfig(
+                num_levels=len(models), level_epochs=list(epochs), compile_ahead=False
+            ),
         )
         return trainer.fit(
             self.loss_of_image if case.square_symmetries else self.loss,
@@ -244,8 +248,7 @@ class Experiment:
             batch_size=case.batch_size,
             key=jax.random.key(seed),
             evaluate=error,
-            report_every=1,
-            compile_ahead=False,
+            monitor=Monitor(every=1),
         )
 
     def alone(self, rate: float, schedule: str, seed: int, error: Any, share: float = 1) -> History:

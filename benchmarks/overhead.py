@@ -21,9 +21,14 @@ import optax
 from flax import nnx
 from rich.console import Console
 
-from common import parser, write_results
+from common import parser, start_cold, write_results
 from opifex.problems import Poisson
-from opifex.training.multilevel import CascadeTrainer, MultilevelConfig, create_network_hierarchy
+from opifex.training.multilevel import (
+    CascadeTrainer,
+    Monitor,
+    MultilevelConfig,
+    create_network_hierarchy,
+)
 from opifex.viz import comparison_table
 
 PIECE_SECONDS = 1.0
@@ -53,6 +58,7 @@ def bare_loop(model: Any, problem: Poisson, points: Any, steps: int) -> tuple[An
 
 def measure_level(level: int, model: Any, rounds: int) -> dict[str, Any]:
     """Seconds per step of both loops on one level."""
+    start_cold()
     problem = Poisson()
     points = problem.sample_points(jax.random.key(0), 1000, 100)
     trial_steps = 20
@@ -77,16 +83,14 @@ def measure_level(level: int, model: Any, rounds: int) -> dict[str, Any]:
         clock[0] = time.perf_counter()
 
     trainer = CascadeTrainer(
-        [nnx.clone(model)],
+        [model],
         optax.adam(1e-3),
-        config=MultilevelConfig(num_levels=1, level_epochs=[steps * (rounds + 1)]),
+        config=MultilevelConfig(
+            num_levels=1, level_epochs=[steps * (rounds + 1)], compile_ahead=False
+        ),
     )
     history = trainer.fit(
-        problem.loss,
-        points,
-        report_every=steps,
-        callbacks=[take_turns],
-        compile_ahead=False,
+        problem.loss, points, monitor=Monitor(every=steps, callbacks=[take_turns])
     )
     first = ours.pop(0) - history.compile_seconds
     bare.pop(0)

@@ -27,12 +27,14 @@ from common import (
     parser,
     ratio,
     seconds_to,
+    start_cold,
     write_results,
 )
 from opifex.problems import Helmholtz, Poisson, Problem, interior_points
 from opifex.training.multilevel import (
     CascadeTrainer,
     History,
+    Monitor,
     MultilevelConfig,
     MultilevelOptimizer,
     create_multiscale_hierarchy,
@@ -133,6 +135,7 @@ def train(
     error: Callable[[Any], Any],
 ) -> History:
     """Train a hierarchy; its last model is the same for any number of levels."""
+    start_cold()
     key = jax.random.key(seed)
     finest = case.networks(case, 1, nnx.Rngs(seed))
     coarser = case.networks(case, levels, nnx.Rngs(1000 + seed))[:-1]
@@ -140,14 +143,13 @@ def train(
     trainer = CascadeTrainer(
         [*coarser, *finest],
         optimizer,
-        config=MultilevelConfig(num_levels=levels, level_epochs=list(steps)),
+        config=MultilevelConfig(num_levels=levels, level_epochs=list(steps), compile_ahead=False),
     )
     return trainer.fit(
         case.problem.loss,
         data,
         evaluate=lambda model: {"error": error(model)},
-        report_every=20,
-        compile_ahead=False,
+        monitor=Monitor(every=20),
     )
 
 

@@ -62,13 +62,12 @@ def run(transfer: Any, optimizer: MultilevelOptimizer, seed: int) -> dict[str, A
         create_network_hierarchy(2, 1, [128] * 3, 3, rngs=nnx.Rngs(seed)),
         optimizer,
         transfer,
-        config=MultilevelConfig(num_levels=3, level_epochs=list(STEPS)),
+        config=MultilevelConfig(num_levels=3, level_epochs=list(STEPS), compile_ahead=False),
     )
     history = trainer.fit(
         problem.loss,
         problem.sample_points(jax.random.key(seed), 1000, 100),
         evaluate=lambda model: {"error": problem.relative_l2_error(model)},
-        compile_ahead=False,
     )
     losses = history.losses
     borders = np.cumsum(STEPS)[:-1]

@@ -9,7 +9,6 @@ steps of its own finest network. Run it with ``make demo``; it writes
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from opifex.problems import Poisson
 from opifex.training.multilevel import (
     CascadeTrainer,
     History,
+    Monitor,
     MultilevelAdam,
     MultilevelConfig,
     create_network_hierarchy,
@@ -68,7 +68,6 @@ class Result:
     model: nnx.Module
     history: History
     error: float
-    wall_seconds: float
 
     def row(self) -> dict[str, Any]:
         """The run's line in the table."""
@@ -78,7 +77,7 @@ class Result:
             "work": self.history.work,
             "training s": self.history.seconds,
             "compiling s": self.history.compile_seconds,
-            "total s": self.wall_seconds,
+            "total s": self.history.wall_seconds,
         }
 
 
@@ -102,15 +101,13 @@ def train(name: str, settings: Settings, models: list[nnx.Module], epochs: Seque
         MultilevelAdam(settings.learning_rate),
         config=MultilevelConfig(num_levels=len(models), level_epochs=list(epochs)),
     )
-    clock = time.perf_counter()
     history = trainer.fit(
         problem.loss,
         points,
         evaluate=lambda model: {"error": problem.relative_l2_error(model)},
-        progress=True,
+        monitor=Monitor(progress=True),
     )
-    seconds = time.perf_counter() - clock
-    return Result(name, trainer.model, history, history.evaluations[-1].metrics["error"], seconds)
+    return Result(name, trainer.model, history, history.evaluations[-1].metrics["error"])
 
 
 def hierarchy(settings: Settings) -> list[nnx.Module]:
@@ -151,24 +148,20 @@ def least_squares_cascade(settings: Settings, earlier: list[Result]) -> Result:
             param_dtype=jnp.float64,
             rngs=nnx.Rngs(settings.seed),
         )
-        trainer = CascadeTrainer(models)
-        clock = time.perf_counter()
+        trainer = CascadeTrainer(models, LevenbergMarquardt())
         history = trainer.fit(
-            terms=problem.terms,
-            data=problem.sample_points(
+            problem.terms,
+            problem.sample_points(
                 jax.random.key(settings.seed),
                 settings.small_interior_points,
                 settings.small_interior_points // 5,
                 method="sobol",
             ),
             epochs=settings.small_level_epochs,
-            smoothers=[LevenbergMarquardt()] * len(models),
             evaluate=lambda model: {"error": problem.relative_l2_error(model)},
-            progress=True,
+            monitor=Monitor(progress=True),
         )
-        seconds = time.perf_counter() - clock
-        error = history.evaluations[-1].metrics["error"]
-        return Result(name, trainer.model, history, error, seconds)
+        return Result(name, trainer.model, history, history.evaluations[-1].metrics["error"])
 
 
 RUNS: list[Callable[[Settings, list[Result]], Result]] = [
