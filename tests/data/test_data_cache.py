@@ -61,15 +61,19 @@ def test_files_of_other_parameters_are_not_taken(tmp_path):
 
 
 def test_failure_leaves_no_file(tmp_path):
+    class Unsavable:
+        def __reduce__(self):
+            raise RuntimeError("cannot be saved")
+
     def unsavable():
-        return {"values": np.asarray([lambda: 0], object), "more": np.asarray([object()])}
+        return {"values": np.asarray([1.0]), "more": np.asarray([Unsavable()], object)}
 
     def interrupted():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cached_arrays("x", {}, interrupted, tmp_path)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(RuntimeError, match="cannot be saved"):
         cached_arrays("x", {}, unsavable, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

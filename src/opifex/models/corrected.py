@@ -75,7 +75,7 @@ class CorrectedModel(nnx.Module):
         for name, model in (("base", base), ("correction", correction)):
             if not isinstance(model, nnx.Module):
                 raise TypeError(f"{name} must be an nnx.Module, got {type(model).__name__}")
-        self.base: Callable[[Any], Any] = freeze(base)
+        self.base: Any = freeze(base)
         self.correction: Callable[[Any], Any] = correction
         self.scale = FrozenVariable(jnp.asarray(check_positive("scale", scale)))
         self.input_scale = FrozenVariable(jnp.asarray(check_positive("input_scale", input_scale)))
@@ -83,5 +83,6 @@ class CorrectedModel(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Evaluate the sum; ``x`` is whatever the two models take."""
         x = jnp.asarray(x)
+        self.base.eval()  # whatever ``train()`` of the sum has set
         inner = self.input_scale[...].astype(x.dtype) * x
         return self.base(x) + self.scale[...].astype(x.dtype) * self.correction(inner)

@@ -93,7 +93,7 @@ def test_given_lengths_are_taken_exactly(run):
     )
 
 
-@pytest.mark.parametrize(("kind", "visits"), [(VCycle, (1, 1, 1)), (WCycle, (4, 2, 1))])
+@pytest.mark.parametrize(("kind", "visits"), [(VCycle, (1, 1, 1)), (WCycle, (2, 2, 1))])
 def test_two_steps_before_and_one_after(kind, visits):
     moves = list(kind(cycles=3, pre=2, post=1, coarsest=7).moves(3, 0, None))
     lengths = [[m.epochs for m in smoothings(moves, level)] for level in range(3)]
@@ -157,7 +157,7 @@ def test_cycles_are_numbered_in_order_and_as_many_as_asked_for(run):
     [
         (Cascade(), [0, 1, 2]),
         (VCycle(cycles=2), [2, 1, 0, 1, 2, 2, 1, 0, 1, 2]),
-        (WCycle(cycles=1), [2, 1, 0, 0, 1, 1, 0, 0, 1, 2]),
+        (WCycle(cycles=1), [2, 1, 0, 1, 1, 0, 1, 2]),
         (FullMultigrid(cycles=1), [0, 1, 0, 1, 2, 1, 0, 1, 2]),
     ],
     ids=["cascade", "v", "w", "full"],
@@ -211,7 +211,7 @@ def test_one_level_is_smoothed_and_never_left():
         (
             WCycle(cycles=1, pre=2, post=1, coarsest=4),
             None,
-            ["2        1", " 2  12  1", "  44  44"],
+            ["2      1", " 2 12 1", "  4  4"],
         ),
         (
             FullMultigrid(cycles=1, pre=2, post=1, coarsest=4),

@@ -674,6 +674,23 @@ def test_levels_that_do_not_fit_are_found_before_any_work() -> None:
         assert run.history.num_steps == 0
 
 
+def test_a_method_that_cannot_smooth_a_level_is_refused_before_any_work() -> None:
+    term = ResidualTerm("fit", lambda u, x: u(x) - jnp.sin(3 * x))
+    run = trainer(optimizer=LevenbergMarquardt())
+    with pytest.raises(ValueError, match="has a linear term"):
+        run.fit([term], (X,), epochs=[4, 4], cycle="v-cycle")
+    with pytest.raises(ValueError, match="must be a sequence of ResidualTerm"):
+        run.fit(loss, (X, Y), epochs=[4, 4])
+    assert run.history.num_steps == 0
+
+
+def test_sums_of_residual_correction_are_no_levels_of_a_cycle() -> None:
+    run = trainer(prolongate_fn=ResidualCorrection())
+    with pytest.raises(TypeError, match="same class"):
+        run.fit(loss, (X, Y), epochs=[4, 4], cycle="full-multigrid")
+    assert run.history.num_steps == 0
+
+
 # -- programs --------------------------------------------------------------------------------
 
 

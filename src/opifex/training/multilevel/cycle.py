@@ -233,7 +233,8 @@ class VCycle:
             return
         yield Smooth(level, 0, cycle, "pre")
         yield Restrict(level - 1)
-        for _ in range(self.gamma):
+        # The coarsest level twice in a row would be once, for longer.
+        for _ in range(self.gamma if level > 1 else 1):
             yield from self._correction(level - 1, cycle)
         yield Correct(level)
         yield Smooth(level, 0, cycle, "post")
@@ -295,7 +296,7 @@ def _divided(order: Sequence[Move], epochs: Sequence[int]) -> Iterator[Move]:
 
 @dataclass(frozen=True)
 class WCycle(VCycle):
-    """Every level visits the next coarser one twice per visit of its own (cycle index gamma = 2).
+    """Every level visits the next coarser one twice, the coarsest once (cycle index gamma = 2).
 
     Attributes and errors are those of `VCycle`.
     """

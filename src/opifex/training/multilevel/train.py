@@ -275,12 +275,20 @@ class _Interpreter:
                 return
 
     def _rehearse(self) -> None:
-        """Make all transfers once, so that levels which do not fit are found before any work."""
-        levels = self._predicted
+        """Make all transfers once, so that what does not fit is found before any work."""
+        levels, user_level = self._predicted, self.state.level
+        checked = set()
         for move in self.moves:
-            coarse = move.level - 1 if isinstance(move, Interpolate) else move.level
+            if isinstance(move, Enter | Interpolate):
+                user_level = move.level
+            if isinstance(move, Smooth) and (move.level, user_level) not in checked:
+                checked.add((move.level, user_level))
+                owner = self._owner(move.level, user_level)
+                objective = self._objective(levels, move.level, owner)
+                self.task.smoothers[move.level].check(objective)
             if not isinstance(move, Interpolate | Restrict):
                 continue
+            coarse = move.level - 1 if isinstance(move, Interpolate) else move.level
             try:
                 if isinstance(move, Restrict):
                     self._plan(coarse, coarse + 1)
@@ -337,7 +345,7 @@ class _Interpreter:
 
     def _plan(self, coarse: int, fine: int) -> TransferPlan:
         if (coarse, fine) not in self._plans:
-            models = (self.state.levels[level].model for level in (coarse, fine))
+            models = (self._predicted[level].model for level in (coarse, fine))
             self._plans[coarse, fine] = plan_transfer(*models)
         return self._plans[coarse, fine]
 
