@@ -145,17 +145,13 @@ def test_dense_on_the_coarse_level_and_matrix_free_on_the_fine_one():
         points = jnp.asarray(np.random.default_rng(0).uniform(size=(60, 2)))
         # The state is shared: a tiny damping on the coarse level is where the fine one starts, which
         # its own initial damping of 1e3 would not allow to get anywhere.
-        history = CascadeTrainer(models).fit(
-            terms=(FIT,),
-            data=(points,),
-            smoothers=[LevenbergMarquardt(), MatrixFreeGaussNewton(damping=AdaptiveDamping(1e3))],
-            epochs=[15, 15],
-            compile_ahead=False,
-        )
+        solvers = [LevenbergMarquardt(), MatrixFreeGaussNewton(damping=AdaptiveDamping(1e3))]
+        history = CascadeTrainer(models, solvers).fit((FIT,), (points,), epochs=[15, 15])
         table = history.table()
-        assert np.all(np.diff(table["loss"]) <= 1e-12)
+        allowed = rounding(np.float64, operations=100)  # relative to the first loss, the largest
+        assert np.all(np.diff(table["loss"]) <= allowed * table["loss"][0])
         coarse, fine = (table["loss"][table["level"] == level] for level in (0, 1))
-        assert fine[0] <= coarse[-1] * (1 + 1e-9)
+        assert fine[0] <= coarse[-1] + allowed * coarse[0]
         assert fine[-1] < 0.5 * fine[0]
 
 
@@ -173,7 +169,8 @@ def test_single_precision():
         params
     )
     assert state.damping.dtype == jnp.float32
-    assert np.all(np.diff(losses) <= 0)
+    # The root of the loss is the norm of residuals whose terms have size one.
+    assert np.all(np.diff(np.sqrt(losses)) <= rounding(np.float32, operations=20))
     assert losses[-1] < 0.05 * losses[0]
 
 

@@ -126,15 +126,10 @@ def test_runs_in_a_cascade():
     with jax.enable_x64(True):
         models = [MLP(2, 1, (n,), param_dtype=jnp.float64, rngs=nnx.Rngs(n)) for n in (4, 8)]
         points = jnp.asarray(np.random.default_rng(0).uniform(size=(60, 2)))
-        history = CascadeTrainer(models).fit(
-            terms=(FIT,),
-            data=(points,),
-            smoothers=[EnergyNaturalGradient()] * 2,
-            epochs=[15, 15],
-            compile_ahead=False,
-        )
+        trainer = CascadeTrainer(models, EnergyNaturalGradient())
+        history = trainer.fit((FIT,), (points,), epochs=[15, 15])
         losses = history.table()["loss"]
-        assert np.all(np.diff(losses) <= 1e-12)
+        assert np.all(np.diff(losses) <= rounding(np.float64, operations=100) * losses[0])
         assert losses[-1] < 1e-3 * losses[0]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -93,7 +94,7 @@ class SpectralConv(nnx.Module):
             scale * jax.random.uniform(rngs.params(), shape, param_dtype, -1.0, 1.0)
         )
 
-    def __call__(self, x: Float[Array, "batch *spatial inputs"]) -> Array:
+    def __call__(self, x: Float[Array | np.ndarray, "batch *spatial inputs"]) -> Array:
         """Apply the layer to channels-last fields.
 
         Args:
@@ -107,7 +108,7 @@ class SpectralConv(nnx.Module):
                 coarse for the modes.
         """
         check_fields(x, self.spatial_dims, self.input_size)
-        return batch_first(self.convolve(space_first(x)))
+        return batch_first(self.convolve(space_first(jnp.asarray(x))))
 
     def convolve(self, x: Float[Array, "*spatial batch inputs"]) -> Array:
         """Apply the layer to space-first fields: (*spatial, batch, in) to (*spatial, batch, out).
@@ -290,7 +291,7 @@ class FNO(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "batch *spatial inputs"]) -> Array:
+    def __call__(self, x: Float[Array | np.ndarray, "batch *spatial inputs"]) -> Array:
         """Map input fields to output fields on the same grid.
 
         Args:
@@ -304,6 +305,7 @@ class FNO(nnx.Module):
                 coarse for the modes.
         """
         check_fields(x, self.spatial_dims, self.input_dim)
+        x = jnp.asarray(x)
         features = space_first(x)
         if self.append_coordinates:
             coordinates = grid_coordinates(x.shape[1:-1], self.grid_kind, x.dtype)
@@ -320,7 +322,7 @@ class FNO(nnx.Module):
         return batch_first(self.projection_output(hidden))
 
 
-def check_fields(x: Array, spatial_dims: int, channels: int) -> None:
+def check_fields(x: Array | np.ndarray, spatial_dims: int, channels: int) -> None:
     """Raise unless ``x`` has shape (batch, *spatial, channels).
 
     Args:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -124,7 +124,9 @@ class MLP(nnx.Module):
         )
         self.output = nnx.Linear(widths[-1], self.output_dim, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+    def __call__(
+        self, x: Float[Array | np.ndarray, "*batch inputs"]
+    ) -> Float[Array, "*batch outputs"]:
         """Evaluate the network at points.
 
         Args:
@@ -137,7 +139,7 @@ class MLP(nnx.Module):
             ValueError: if the last axis of ``x`` is not ``input_dim``.
         """
         check_last_axis("x", x, "input_dim", self.input_dim)
-        features: jax.Array = x
+        features = jnp.asarray(x)
         for layer in self.hidden:
             features = layer(features)
         return self.output(features)

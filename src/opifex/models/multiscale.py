@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -227,7 +228,9 @@ class MultiscaleMLP(nnx.Module):
         """The factors of the inputs, one per band."""
         return tuple(float(band.frequency[...]) for band in self.bands)
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+    def __call__(
+        self, x: Float[Array | np.ndarray, "*batch inputs"]
+    ) -> Float[Array, "*batch outputs"]:
         """Evaluate the network at points.
 
         Args:
@@ -240,7 +243,7 @@ class MultiscaleMLP(nnx.Module):
             ValueError: if the last axis of ``x`` is not ``input_dim``.
         """
         check_last_axis("x", x, "input_dim", self.input_dim)
-        total = self.bias[...]
+        x, total = jnp.asarray(x), self.bias[...]
         for band in self.bands:
             # Low bands first: adding a band that contributes zero changes no rounding.
             total = total + band(x)

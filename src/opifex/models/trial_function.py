@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -73,8 +75,11 @@ class TrialFunction(nnx.Module):
         self.factor = factor
         self.embed = embed
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+    def __call__(
+        self, x: Float[Array | np.ndarray, "*batch inputs"]
+    ) -> Float[Array, "*batch outputs"]:
         """Evaluate at points; a single point has no batch axis."""
+        x = jnp.asarray(x)
         inputs = x if self.embed is None else self.embed(x)
         return self.offset(x) + self.factor(x) * self.network(inputs)
 
@@ -101,7 +106,10 @@ class SymmetricModel(nnx.Module):
         self.reflection = reflection
         self.odd = odd
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+    def __call__(
+        self, x: Float[Array | np.ndarray, "*batch inputs"]
+    ) -> Float[Array, "*batch outputs"]:
         """Evaluate at points; a single point has no batch axis."""
+        x = jnp.asarray(x)
         here, there = self.network(x), self.network(self.reflection(x))
         return 0.5 * (here - there if self.odd else here + there)

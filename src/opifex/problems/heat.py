@@ -77,7 +77,7 @@ class Heat(Problem):
             embed=lambda x: 2 * x - 1,
         )
 
-    def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:
+    def exact(self, points: Float[Array, "*n dim"]) -> Float[Array, "*n components"]:
         """The analytic solution."""
         x, t = points[..., 0], points[..., 1]
         decay = jnp.exp(-self.diffusivity * jnp.pi**2 * t)

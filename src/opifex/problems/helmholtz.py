@@ -86,7 +86,7 @@ class Helmholtz(Problem):
         """Zero on the boundary."""
         return zero_on_the_boundary(network, self.domain)
 
-    def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:
+    def exact(self, points: Float[Array, "*n dim"]) -> Float[Array, "*n components"]:
         """The manufactured solution."""
         smooth, fine = self._waves(points)
         return (smooth + fine)[..., None]

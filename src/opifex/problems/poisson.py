@@ -71,7 +71,7 @@ class Poisson(Problem):
         """Zero on the boundary."""
         return zero_on_the_boundary(network, self.domain)
 
-    def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:
+    def exact(self, points: Float[Array, "*n dim"]) -> Float[Array, "*n components"]:
         """The analytic solution."""
         return _source(points)[..., None] / (2 * jnp.pi**2)
 

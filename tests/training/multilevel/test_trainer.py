@@ -461,8 +461,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_stopped() -> None:
 def test_progress_bar_shows_levels_and_losses(capsys: pytest.CaptureFixture[str]) -> None:
     counting_trainer(2, 2).fit(count_up, monitor=Monitor(progress=True))
     shown = capsys.readouterr().out
-    assert "level 1/2" in shown
-    assert "level 2/2" in shown
+    assert "level 0 of 0..1" in shown
+    assert "level 1 of 0..1" in shown
     assert "loss -3.000e+00" in shown
 
 

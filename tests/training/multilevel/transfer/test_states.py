@@ -139,6 +139,20 @@ def test_states_move_like_their_parameters(name):
     assert (mirrored > 0) == (name not in WITHOUT_TREES)
 
 
+def test_a_path_that_ends_another_is_not_taken_for_it():
+    class Named(nnx.Module):
+        def __init__(self, width, rngs):
+            self.bias = nnx.Param(jnp.zeros(3))
+            self.dense = nnx.Linear(2, width, rngs=rngs)
+
+    coarse, fine = (random_model(lambda rngs, w=w: Named(w, rngs), w) for w in (3, 5))
+    state = a_state(optax.adam(1e-2), coarse)
+    moved = transfer_optimizer_state(optax.adam(1e-2), state, coarse, fine, prolongate)
+    for old, new in ((state[0].mu, moved[0].mu), (state[0].nu, moved[0].nu)):
+        assert np.array_equal(new.bias[...], old.bias[...])
+        assert np.array_equal(new.dense.bias[...], [*old.dense.bias[...], 0, 0])
+
+
 @pytest.mark.parametrize("name", ["adam", "age-corrected adam"])
 def test_fine_training_with_frozen_new_entries_repeats_coarse_training(name):
     """If only carried entries get gradient, the fine step is the coarse step."""

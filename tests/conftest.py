@@ -1,0 +1,14 @@
+"""Settings of all tests: compiled programs are kept, since many tests compile the same ones."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share programs between tests, workers and runs; traces, which tests count, are not kept."""
+    folder = config.rootpath / ".pytest_cache" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
