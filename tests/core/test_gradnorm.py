@@ -7,26 +7,27 @@ import pytest
 from flax import nnx
 
 from opifex.core.physics import GradNormBalancer, gradient_norms
-from opifex.core.physics.gradnorm import updated_weights
+from opifex.core.physics.gradnorm import gradnorm_objective, updated_weights
 from tolerances import distance, rounding
 
 
-def expected_weights(weights, norms, ratios, alpha, rate):
-    """The update written out by hand: d|w g - t| / dw = g sign(w g - t)."""
+def by_hand(weights, norms, ratios, alpha, rate):
+    """Distance and new weights by the formulas: d|w g - t| / dw = g sign(w g - t)."""
     rates = ratios / ratios.mean()
-    targets = (weights * norms).mean() * rates**alpha
-    moved = weights - rate * norms * np.sign(weights * norms - targets)
-    return moved * len(weights) / moved.sum()
+    gaps = weights * norms - (weights * norms).mean() * rates**alpha
+    moved = weights - rate * norms * np.sign(gaps)
+    return np.abs(gaps).sum(), moved * len(weights) / moved.sum()
 
 
 def test_weight_update_formula():
     weights, norms = np.array([1.0, 0.5, 1.5]), np.array([2.0, 0.3, 1.0])
     ratios = np.array([0.5, 0.9, 0.2])
-    got = updated_weights(
-        *map(jnp.asarray, (weights, norms, ratios)), alpha=1.5, learning_rate=0.05
-    )
-    expected = expected_weights(weights, norms, ratios, 1.5, 0.05)
-    assert distance(got, expected) <= rounding(np.float32, operations=4)
+    arrays = [jnp.asarray(values) for values in (weights, norms, ratios)]
+    objective, expected = by_hand(weights, norms, ratios, 1.5, 0.05)
+    found = gradnorm_objective(*arrays, 1.5)
+    assert distance(found, objective) <= rounding(np.float32, operations=4)
+    found = updated_weights(*arrays, alpha=1.5, learning_rate=0.05)
+    assert distance(found, expected) <= rounding(np.float32, operations=4)
 
 
 def test_balanced_losses_keep_their_weights():

@@ -46,8 +46,8 @@ def example() -> History:
 def test_history_shows_the_loss_before_each_step_over_the_work_before_it() -> None:
     ax = plot_history(example(), label="cascade")
     curve = ax.get_lines()[0]
-    np.testing.assert_allclose(curve.get_xdata(), [0, 0.25, 0.5, 0.75, 1, 2])
-    np.testing.assert_allclose(curve.get_ydata(), [8, 4, 3, 2, 1.5, 0.5])
+    np.testing.assert_array_equal(curve.get_xdata(), [0, 0.25, 0.5, 0.75, 1, 2])
+    np.testing.assert_array_equal(curve.get_ydata(), [8, 4, 3, 2, 1.5, 0.5])
     assert ax.get_yscale() == "log"
     assert ax.get_ylabel() == "loss"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["cascade"]
@@ -56,7 +56,7 @@ def test_history_shows_the_loss_before_each_step_over_the_work_before_it() -> No
 def test_history_marks_the_transition_where_it_happened() -> None:
     ax = plot_history(example())
     _, transition = ax.get_lines()
-    np.testing.assert_allclose(transition.get_xdata(), [1, 1])
+    np.testing.assert_array_equal(transition.get_xdata(), [1, 1])
     assert [text.get_text() for text in ax.texts] == ["level 1"]
     unmarked = plot_history(example(), mark_transitions=False)
     assert len(unmarked.get_lines()) == 1
@@ -65,8 +65,8 @@ def test_history_marks_the_transition_where_it_happened() -> None:
 
 def test_history_shows_a_metric_where_it_was_evaluated() -> None:
     ax = plot_history(example(), metric="error")
-    np.testing.assert_allclose(ax.get_lines()[0].get_xdata(), [0, 3])
-    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [1, 0.1])
+    np.testing.assert_array_equal(ax.get_lines()[0].get_xdata(), [0, 3])
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [1, 0.1])
     assert ax.get_ylabel() == "error"
 
 
@@ -128,7 +128,7 @@ def test_solution_takes_given_axes_and_a_component() -> None:
         return jnp.stack([points[:, 0], points[:, 1]], axis=-1)
 
     assert plot_solution(two, two, component=1, resolution=3, axes=list(axes)) == list(axes)
-    np.testing.assert_allclose(drawn(axes[0])[:, 0], [0, 0.5, 1])
+    np.testing.assert_array_equal(drawn(axes[0])[:, 0], [0, 0.5, 1])
     np.testing.assert_array_equal(drawn(axes[1]), 0)
 
 

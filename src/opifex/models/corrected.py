@@ -32,7 +32,7 @@ def freeze(model: nnx.Module) -> nnx.Module:
     copy.eval()
     frozen: dict[int, FrozenVariable] = {}
     for _, node in list(nnx.iter_graph(copy)):
-        if isinstance(node, dict | list):
+        if isinstance(node, dict | list | nnx.List):
             entries: Any = node.items() if isinstance(node, dict) else enumerate(node)
             place = node.__setitem__
         elif isinstance(node, nnx.Pytree):

@@ -264,7 +264,6 @@ class CompiledLoop:
         state: LoopState,
         objective: Objective,
         steps: int,
-        meanwhile: Callable[[], None] | None = None,
     ) -> tuple[LoopState, np.ndarray, bool]:
         """Take up to ``steps`` steps. The buffers of ``state`` are consumed.
 
@@ -272,7 +271,6 @@ class CompiledLoop:
             state: where to start.
             objective: what to minimise, of the structure that was compiled.
             steps: how many steps, at most `CAPACITY`.
-            meanwhile: called while the device works.
 
         Returns:
             The new state, the losses before each step taken, and whether every loss and the new
@@ -288,6 +286,4 @@ class CompiledLoop:
         new, losses, taken, healthy = self._compiled.result()(
             state, objective, jnp.asarray(steps, jnp.int32)
         )
-        if meanwhile is not None:
-            meanwhile()
         return new, np.asarray(losses)[: int(taken)].copy(), bool(healthy)

@@ -354,9 +354,7 @@ def test_stopping_early_does_not_wait_for_a_compilation(monkeypatch: Any) -> Non
     monkeypatch.setattr(
         CompiledLoop, "wait", lambda self, check: (waited.append(self), original(self, check))
     )
-    clock = Ticks()  # by which there is always time to look ahead
     run = trainer()
-    run.history = History(Stopwatch(clock))
     stop = Monitor(every=40, callbacks=[lambda progress: True])
     run.fit(loss, (X, Y), epochs=[100, 100], monitor=stop)
     assert len(waited) == 1
@@ -449,7 +447,6 @@ def test_every_level_is_traced_in_the_context_of_the_caller() -> None:
         return loss(model, x, y)
 
     run = trainer()
-    run.history = History(Stopwatch(Ticks()))  # always time to look ahead
     device = jax.devices()[0]
     with (
         jax.default_matmul_precision("highest"),

@@ -324,13 +324,6 @@ def test_result_does_not_depend_on_how_often_the_host_looks(interval: int) -> No
     assert_same_params(trainer, reference)
 
 
-@pytest.fixture
-def always_time_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs of these tests are too short to leave time for the next level's program."""
-    monkeypatch.setattr("opifex.training.multilevel.train._TIME_TO_TRACE", 0.0)
-
-
-@pytest.mark.usefixtures("always_time_to_compile")
 def test_compilation_ahead_changes_nothing_but_the_moment() -> None:
     def run(ahead: bool) -> tuple[CascadeTrainer, list[Any]]:
         events: list[Any] = []
@@ -540,7 +533,6 @@ def test_training_can_go_on_after_divergence() -> None:
     assert value_of(trainer) == 2 + 6
 
 
-@pytest.mark.usefixtures("always_time_to_compile")
 def test_double_precision_of_a_context_reaches_the_compiling_thread() -> None:
     with jax.enable_x64(True):
         models = [MLP(1, 1, [w], param_dtype=jnp.float64, rngs=nnx.Rngs(w)) for w in (2, 3)]
@@ -556,7 +548,6 @@ def test_double_precision_of_a_context_reaches_the_compiling_thread() -> None:
         assert trainer.model.output.kernel[...].dtype == jnp.float64
 
 
-@pytest.mark.usefixtures("always_time_to_compile")
 @pytest.mark.parametrize("compile_ahead", [True, False])
 def test_an_error_inside_the_loss_of_a_finer_level_surfaces(compile_ahead: bool) -> None:
     """As itself, once, and without a thread that waits for ever; the coarse level is kept."""

@@ -61,8 +61,6 @@ __all__ = ["Task", "interpolated", "train"]
 _LOSS_COST = 1 / 3
 # Seconds of one call of the compiled loop: Ctrl-C waits for one call at most.
 _CALL_SECONDS = 1.0
-# Calls that are expected to be shorter than this leave no time to trace the next level's program.
-_TIME_TO_TRACE = 0.2
 _CHECKED_ROWS = 4
 
 MoveState = Callable[[int, Any, nnx.Module, nnx.Module], Any]
@@ -225,6 +223,7 @@ class _Interpreter:
     def __post_init__(self) -> None:
         self._loops: dict[tuple[int, int], CompiledLoop] = {}
         self._not_ahead: set[tuple[int, int]] = set()
+        self._all_traced = False
         self._seconds_per_step: dict[tuple[int, int], float] = {}
         self._metrics: dict[str, float] = {}
         self._last_loss: float | None = None
@@ -399,8 +398,10 @@ class _Interpreter:
             return self._size(level) / self._size(self.finest)
         return self._operations(level, level) / self._operations(self.finest, self.finest)
 
-    def _needed_next(self, index: int) -> tuple[int, int] | None:
-        """Level and owner of the next program that the coming moves need and that is not there."""
+    def _ahead(self, index: int) -> None:
+        """Trace the next program that the coming moves need, and compile it in the thread."""
+        if self._all_traced:
+            return
         user_level = self.state.level
         for move in self.moves[index + 1 :]:
             if isinstance(move, Enter | Interpolate):
@@ -408,15 +409,12 @@ class _Interpreter:
             if isinstance(move, Smooth) and move.epochs:
                 key = (move.level, self._owner(move.level, user_level))
                 if key not in self._loops and key not in self._not_ahead:
-                    return key
-        return None
-
-    def _ahead(self, level: int, owner: int) -> None:
-        """Trace a program that is needed later, and compile it in the thread."""
-        try:
-            self._loop(level, owner, self._predicted)
-        except Exception:  # raised again, as itself, when the level is entered
-            self._not_ahead.add((level, owner))
+                    try:
+                        self._loop(*key, self._predicted)
+                    except Exception:  # raised again, as itself, when the level is entered
+                        self._not_ahead.add(key)
+                    return
+        self._all_traced = True
 
     def _ready(self, program: Any, *arguments: Any) -> Any:
         """A jitted function compiled for its arguments, in the account where that belongs."""
@@ -432,6 +430,8 @@ class _Interpreter:
         owner = self._owner(level, self.state.level)
         with stopwatch.charge("compilation"):
             loop = self._loop(level, owner, self.state.levels)
+            if task.compile_ahead:
+                self._ahead(index)  # traced here while the thread compiles the present one
             loop.wait(lambda: self.interruptible.check(self._kept()))
         objective, params, rest = self._position()
         per_epoch = steps_per_epoch(objective.data, task.batch_size)
@@ -455,10 +455,9 @@ class _Interpreter:
                     objective, current = self._redraw(objective, current)
             ends = (total, done + interval - done % interval, done + redraw - done % redraw)
             steps = min(*ends, done + self._steps_per_call(level, owner)) - done
-            meanwhile = self._meanwhile(index, level, owner, steps)
             before = stopwatch.read("training")
             with stopwatch.charge("training"):
-                new, values, healthy = loop.run(owned(current), objective, steps, meanwhile)
+                new, values, healthy = loop.run(owned(current), objective, steps)
             seconds = stopwatch.read("training") - before
             good = values[np.isfinite(values)]
             if not healthy:
@@ -484,8 +483,7 @@ class _Interpreter:
                 raise NonFiniteLossError(level, len(finite), last)
             self._last_loss = float(values[-1])
             done += steps
-            if meanwhile is None:
-                self._seconds_per_step[level, owner] = seconds / steps
+            self._seconds_per_step[level, owner] = seconds / steps
             leave = (done % interval == 0 or done == total) and self._observe(
                 move, done // per_epoch, np.concatenate(losses), per_epoch
             )
@@ -497,14 +495,6 @@ class _Interpreter:
         # One step tells how long steps take; it is one until then.
         known = self._seconds_per_step.get((level, owner), _CALL_SECONDS)
         return min(CAPACITY, max(1, int(_CALL_SECONDS / max(known, 1e-9))))
-
-    def _meanwhile(self, index: int, level: int, owner: int, steps: int) -> Any:
-        """What to do while the device works: prepare a later level, if there is time for it."""
-        expected = steps * self._seconds_per_step.get((level, owner), 0.0)
-        if not self.task.compile_ahead or expected < _TIME_TO_TRACE:
-            return None
-        needed = self._needed_next(index)
-        return None if needed is None else lambda: self._ahead(*needed)
 
     def _last_good(
         self,
@@ -539,6 +529,7 @@ class _Interpreter:
         if _signature(new) != _signature(self._predicted[level]):
             # What was compiled ahead is for another model.
             self._loops = {key: loop for key, loop in self._loops.items() if level not in key}
+            self._all_traced = False
         self.history.record_transition(level - 1, level)
         levels = list(self.state.levels)
         levels[level] = self._predicted[level] = new
