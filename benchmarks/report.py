@@ -364,12 +364,12 @@ def headline() -> list[dict[str, Any]]:
     results = read_results("namesake")
     if results is not None:
         for row in (results["rows"][0], results["rows"][-1]):
-            add(f"one step, level {row['level'] + 1} of 3", "`opifex` 0.2.0", row["ratio"])
+            add(f"one step, level {row['level']} of 0..2", "`opifex` 0.2.0", row["ratio"])
     results = read_results("overhead")
     if results is not None:
         for row in results["rows"]:
             add(
-                f"one step, level {row['level'] + 1} of 3",
+                f"one step, level {row['level']} of 0..2",
                 "a bare `jit(scan)` loop (our goal: at least 0.95)",
                 1 / row["ratio"],
             )
