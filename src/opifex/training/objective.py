@@ -31,6 +31,7 @@ __all__ = [
     "Objective",
     "check_loss",
     "conjugate_gradient",
+    "count_parameters",
     "hashable",
     "plain",
     "split_model",
@@ -41,6 +42,11 @@ def split_model(model: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
     """Graph definition, trainable parameters, and all other variables of a model."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     return graphdef, params, rest
+
+
+def count_parameters(model: nnx.Module) -> int:
+    """Number of trainable numbers of a model."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 class _ByIdentity:

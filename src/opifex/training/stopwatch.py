@@ -43,6 +43,13 @@ class Stopwatch:
             self.seconds[account] = self.seconds.get(account, 0.0) + now - self._since
         self._since = now
 
+    @property
+    def total(self) -> float:
+        """Seconds of all accounts so far."""
+        if self._open:
+            self._settle()
+        return sum(self.seconds.values())
+
     def read(self, account: str) -> float:
         """Seconds of an account so far; 0 if it was never charged."""
         if self._open:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -19,6 +18,7 @@ from opifex.core.checks import (
 from opifex.models import FNO, MLP, MultiscaleMLP
 from opifex.models.mlp import Activation
 from opifex.models.multiscale import check_frequencies
+from opifex.training.objective import count_parameters
 
 __all__ = [
     "Hierarchy",
@@ -33,10 +33,7 @@ class Hierarchy(list[Any]):
     """A list of models, coarsest first, that prints their sizes."""
 
     def __repr__(self) -> str:
-        counts = [
-            sum(int(leaf.size) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-            for model in self
-        ]
+        counts = map(count_parameters, self)
         rows = [
             f"  level {level}: {type(model).__name__}, {count} parameters"
             for level, (model, count) in enumerate(zip(self, counts, strict=True))

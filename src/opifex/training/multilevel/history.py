@@ -239,8 +239,7 @@ class History:
     @property
     def wall_seconds(self) -> float:
         """Seconds spent in ``fit``: the sum of all accounts."""
-        self.stopwatch.read("other")
-        return sum(self.stopwatch.seconds.values())
+        return self.stopwatch.total
 
     @property
     def elapsed_seconds(self) -> float:

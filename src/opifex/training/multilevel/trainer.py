@@ -21,7 +21,7 @@ from opifex.training.multilevel.progress import progress_bar
 from opifex.training.multilevel.state import LevelState, RunState
 from opifex.training.multilevel.train import Task, interpolated, train
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
-from opifex.training.objective import LossFunction, check_loss, split_model
+from opifex.training.objective import LossFunction, check_loss, count_parameters
 
 __all__ = ["CascadeTrainer", "LevelFlag"]
 
@@ -148,7 +148,7 @@ class CascadeTrainer:
         self.optimizer.init(self.model)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{_num_params(model)}" for model in self.hierarchy)
+        sizes = ", ".join(f"{count_parameters(model)}" for model in self.hierarchy)
         return (
             f"CascadeTrainer(level {self.current_level} of 0..{self.num_levels - 1}, parameters per "
             f"level: {sizes}; {self.history!r})"
@@ -362,10 +362,6 @@ class CascadeTrainer:
                 f"epochs must have one entry per level ({self.num_levels}), got {list(epochs)}"
             )
         return [check_positive_int(f"epochs[{i}]", n) for i, n in enumerate(epochs)]
-
-
-def _num_params(model: nnx.Module) -> int:
-    return sum(int(leaf.size) for leaf in jax.tree.leaves(split_model(model)[1]))
 
 
 def _check_same_data(batch_size: int | None, resampled: Resampled | None) -> None:
