@@ -62,7 +62,7 @@ def network(width: int) -> tuple[Any, Any, tuple[Any, ...]]:
 
 def operator(modes: int, grid: int) -> tuple[Any, Any, tuple[Any, ...]]:
     """A two-dimensional operator on a batch of 16."""
-    model = FNO(modes, 32, num_layers=4, spatial_dims=2, rngs=nnx.Rngs(0))
+    model = FNO(modes, 32, num_layers=4, spatial_dims=2, grid_kind="periodic", rngs=nnx.Rngs(0))
     fields = jax.random.normal(jax.random.key(0), (16, grid, grid, 1))
     return model, lambda m, x, y: relative_l2(m(x), y), (fields, jnp.ones_like(fields))
 

@@ -27,7 +27,7 @@ ROOMS = [
 
 WITH_EXAMPLE = {
     "opifex.core": ["ResidualTerm"],
-    "opifex.core.physics": ["GradNormBalancer"],
+    "opifex.core.physics": ["GradNormBalancer", "directional_derivatives"],
     "opifex.models": ["FNO", "MLP", "TrialFunction"],
     "opifex.optimization": ["scale_by_age_corrected_adam"],
     "opifex.optimization.second_order": ["LevenbergMarquardt"],

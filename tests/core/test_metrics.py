@@ -36,17 +36,47 @@ def test_zero_error_has_value_and_gradient_zero(norm):
     assert not np.any(gradient)
 
 
-def test_periodic_h1_of_a_wave():
-    """The error sin(2 pi k x) has the H1 norm sqrt((1 + (2 pi k)^2) / 2).
+@pytest.mark.parametrize("n", [15, 16])
+@pytest.mark.parametrize("k", [1, 4, 7, 8])
+def test_periodic_h1_of_waves_up_to_the_highest(n, k):
+    """A wave of frequency k has norm (1 + (2 pi k)^2)^1/2 times its L2 norm: all are seen."""
+    with jax.enable_x64(True):
+        x = jnp.arange(n) / n
+        target = jnp.cos(2 * jnp.pi * x)[None, :, None]
+        error = jnp.cos(2 * jnp.pi * k * x)[None, :, None]
+        found = relative_h1(target + error, target, periodic=True)
+        k = min(k, n - k)  # of the 15 points, 8 waves look like 7
+        ratio = (1 + (2 * np.pi * k) ** 2) / (1 + (2 * np.pi) ** 2)
+        expected = jnp.sqrt(ratio * jnp.sum(error**2) / jnp.sum(target**2))
+        assert distance(found, expected) <= rounding(np.float64, operations=n * k)
 
-    Difference quotients at distance 1/n err by less than (2 pi k / n)^2 / 6 = 2.3e-4.
-    """
-    n, k = 512, 3
-    x = jnp.arange(n) / n
-    target = jnp.cos(2 * jnp.pi * x)[None, :, None]
-    error = jnp.sin(2 * jnp.pi * k * x)[None, :, None]
-    expected = np.sqrt((1 + (2 * np.pi * k) ** 2) / (1 + (2 * np.pi) ** 2))
-    assert relative_h1(target + error, target, periodic=True) == pytest.approx(expected, rel=1e-3)
+
+@pytest.mark.parametrize("spacing", [None, (0.25, 3.0)])
+def test_periodic_h1_adds_the_axes(spacing):
+    """Of a wave in the plane; a spacing of h makes the period of n points n h long."""
+    with jax.enable_x64(True):
+        x, y = jnp.meshgrid(jnp.arange(8) / 8, jnp.arange(6) / 6, indexing="ij")
+        target = jnp.ones((1, 8, 6, 1))
+        error = jnp.sin(2 * jnp.pi * (2 * x - y))[None, ..., None]
+        periods = (1, 1) if spacing is None else (8 * spacing[0], 6 * spacing[1])
+        square = (1 + (2 * np.pi * 2 / periods[0]) ** 2 + (2 * np.pi / periods[1]) ** 2) / 2
+        found = relative_h1(target + error, target, periodic=True, spacing=spacing)
+        assert distance(found, np.sqrt(square)) <= rounding(np.float64, operations=14)
+
+
+def test_h1_sees_the_highest_frequency_without_periodicity():
+    """Of +1, -1, ... at distance h the differences are 2 / h."""
+    error = jnp.array([1.0, -1.0, 1.0, -1.0, 1.0])[None, :, None]
+    found = relative_h1(1 + error, jnp.ones((1, 5, 1)))
+    assert distance(found, np.sqrt(1 + 8.0**2)) <= rounding(np.float32, operations=5)
+
+
+def test_integers_are_fields():
+    """Differences of unsigned integers would wrap around."""
+    u, v = np.array([[[1], [2], [3]]], np.uint8), np.array([[[2], [2], [2]]], np.uint8)
+    for norm in (relative_l2, relative_h1):
+        expected = norm(jnp.asarray(u, float), jnp.asarray(v, float))
+        np.testing.assert_array_equal(norm(jnp.asarray(u), jnp.asarray(v)), expected)
 
 
 def test_h1_of_a_linear_error_is_exact_up_to_the_boundary():

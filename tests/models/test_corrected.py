@@ -13,7 +13,7 @@ X = jnp.linspace(-1.0, 1.0, 20)[:, None]
 
 
 class Keeps(nnx.Module):
-    """Parameters in lists, dictionaries and lists in them; two layers share one kernel."""
+    """Parameters in lists, tuples, dictionaries and lists in them; two layers share one kernel."""
 
     def __init__(self, seed=0):
         rngs = nnx.Rngs(seed)
@@ -25,12 +25,14 @@ class Keeps(nnx.Module):
             {"last": nnx.Linear(4, 1, rngs=rngs), "offset": nnx.Param(jnp.ones(1))}
         )
         self.same_layer = self.layers[0]
+        self.pair = nnx.data((nnx.Param(jnp.ones(1)), [self.factors[0], nnx.Param(jnp.ones(1))]))
 
     def __call__(self, x):
         x = jnp.tanh(self.first(x))
         for layer, factor in zip(self.layers, self.factors, strict=True):
             x = jnp.tanh(factor[...] * layer(x))
-        return self.named["last"](self.same_layer(x)) + self.named["offset"][...]
+        x = self.pair[0][...] * self.pair[1][0][...] * self.same_layer(x) + self.pair[1][1][...]
+        return self.named["last"](x) + self.named["offset"][...]
 
 
 def leaves(model, kind):
@@ -40,7 +42,7 @@ def leaves(model, kind):
 @pytest.mark.parametrize(
     "model",
     [MLP(1, 1, [4], depth_gates=False, rngs=nnx.Rngs(0)), Keeps()],
-    ids=["mlp", "lists, dictionaries, ties"],
+    ids=["mlp", "lists, tuples, dictionaries, ties"],
 )
 def test_frozen_copies_compute_the_same_and_have_no_parameters(model):
     trainable = len(leaves(model, nnx.Param))
@@ -57,6 +59,7 @@ def test_ties_of_a_frozen_copy_hold():
     frozen = freeze(model)
     assert frozen.layers[1].kernel is frozen.layers[0].kernel
     assert frozen.same_layer is frozen.layers[0]
+    assert frozen.pair[1][0] is frozen.factors[0]
     assert frozen.layers[0].kernel is not model.layers[0].kernel
 
 

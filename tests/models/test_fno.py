@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from opifex.models import FNO, SpectralConv
+from opifex.models.fno import grid_coordinates
 from tolerances import distance, rounding
 
 LAYERS = [((3,), (9,)), ((4,), (7,)), ((2, 3), (5, 8)), ((3, 2), (7, 6)), ((2, 2, 3), (4, 3, 7))]
@@ -81,7 +82,7 @@ def test_layer_does_not_depend_on_the_grid(modes, shape, transform):
 @functools.cache
 def two_layers(transform):
     options = {"spatial_dims": 2, "num_layers": 2, "param_dtype": jnp.float64}
-    return FNO((3, 2), 4, transform=transform, rngs=nnx.Rngs(0), **options)
+    return FNO((3, 2), 4, grid_kind="periodic", transform=transform, rngs=nnx.Rngs(0), **options)
 
 
 @settings(max_examples=8, deadline=None)
@@ -98,14 +99,45 @@ def test_operator_commutes_with_translations(shift, transform):
 
 def test_coordinates_break_the_translation_symmetry_and_follow_the_grid_kind():
     x = jnp.ones((1, 4, 1))
-    outputs = []
-    for kind in ("periodic", "vertex", "cell"):
-        model = FNO(2, 8, num_layers=1, append_coordinates=True, grid_kind=kind, rngs=nnx.Rngs(0))
-        assert model.lifting.kernel.shape == (2, 8)
-        outputs.append(np.asarray(apply(model, x)))
-        assert np.ptp(outputs[-1]) > 1e-3
-    assert not np.allclose(outputs[0], outputs[1])
-    assert not np.allclose(outputs[0], outputs[2])
+    outputs = {}
+    for kind, options in (
+        ("cell", {}),
+        ("vertex", {}),
+        ("periodic", {"append_coordinates": True}),
+        ("periodic", {}),
+        ("vertex", {"append_coordinates": False}),
+    ):
+        model = FNO(2, 8, num_layers=1, grid_kind=kind, rngs=nnx.Rngs(0), **options)
+        coordinates = options.get("append_coordinates", kind != "periodic")
+        assert model.append_coordinates is coordinates
+        assert model.lifting.kernel.shape == (1 + coordinates, 8)
+        output = np.asarray(apply(model, x))
+        if coordinates:
+            assert np.ptp(output) > 1e-3
+            outputs[kind] = output
+        else:
+            assert np.ptp(output) <= rounding(np.float32, operations=20) * np.abs(output).max()
+    assert not np.allclose(outputs["periodic"], outputs["vertex"])
+    assert not np.allclose(outputs["periodic"], outputs["cell"])
+    assert FNO(2, 8, num_layers=1, rngs=nnx.Rngs(0)).grid_kind == "cell"
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", ["cell", "vertex", "periodic"])
+def test_half_precision_does_not_merge_points(kind, dtype):
+    coordinates = grid_coordinates((4096,), kind, dtype)
+    assert len(np.unique(np.asarray(coordinates))) == 4096
+    model = FNO(2, 4, num_layers=1, grid_kind=kind, param_dtype=dtype, rngs=nnx.Rngs(0))
+    assert jax.eval_shape(model, jnp.ones((1, 8, 1), dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("transform", ["fft", "matmul"])
+def test_half_precision_in_both_transforms(transform):
+    layer = SpectralConv(1, 2, 3, transform=transform, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 8, 1))
+    # Sums of eight and five terms.
+    allowed = rounding(np.float16, operations=13)
+    assert distance(layer(x.astype(jnp.float16)), layer(x)) <= allowed
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -157,6 +189,7 @@ def test_gradient_agrees_with_finite_differences():
         ({"activation": "gelu"}, TypeError, "activation must be callable"),
         ({"projection_dim": 0}, ValueError, "projection_dim must be at least 1"),
         ({"grid_kind": "polar"}, ValueError, "grid_kind must be one of"),
+        ({"append_coordinates": "cell"}, TypeError, "append_coordinates must be a bool"),
         ({"transform": "wavelet"}, ValueError, "transform must be one of"),
     ],
 )
@@ -173,8 +206,10 @@ def test_bad_layer_sizes(name):
 
 def test_bad_fields():
     model = FNO((3, 2), 4, num_layers=1, spatial_dims=2, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"x must have shape.*got \(2, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"x must have shape.*got \(2, 8, 1\); add the axis of ch"):
         model(jnp.ones((2, 8, 1)))
+    with pytest.raises(ValueError, match=r"x must have shape.*got \(8, 1\)$"):
+        model(jnp.ones((8, 1)))
     with pytest.raises(ValueError, match=r"1 channels\), got \(2, 8, 8, 3\)"):
         model(jnp.ones((2, 8, 8, 3)))
     with pytest.raises(ValueError, match="spatial axis 0 has 4 points, too coarse for modes=3"):

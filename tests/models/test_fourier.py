@@ -54,7 +54,8 @@ def definition(x, modes):
 @pytest.mark.parametrize("transform", ["fft", "matmul"])
 @pytest.mark.parametrize(("modes", "shape"), CASES)
 def test_agrees_with_the_definition(modes, shape, transform):
-    x = np.random.default_rng(0).normal(size=(*shape, 2, 3))
+    # With many columns the products are batched, with few (the next test) their data are moved.
+    x = np.random.default_rng(0).normal(size=(*shape, 4, 8))
     with jax.enable_x64(True):
         h = truncated_transform(jnp.asarray(x), modes, transform=transform)
     assert distance(h, definition(x, modes)) <= rounding(np.float64, operations=sum(shape))
@@ -116,6 +117,50 @@ def test_coarse_modes_are_a_centred_slice_of_fine_modes():
     assert distance(coarse, fine[2:-2, :3]) <= rounding(np.float64, operations=19)
 
 
+@pytest.mark.parametrize(
+    ("modes", "shape", "expected"),
+    [
+        # Measured: at least twice as fast as the other way, most of them far more.
+        ((16,), (64,), "matmul"),
+        ((64,), (512,), "matmul"),
+        ((12, 12), (64, 64), "matmul"),
+        ((12, 12), (128, 128), "matmul"),
+        ((32, 32), (256, 256), "matmul"),
+        ((8, 8, 8), (32, 32, 32), "matmul"),
+        ((256,), (1024,), "fft"),
+        ((512,), (4096,), "fft"),
+        ((1024,), (8192,), "fft"),
+        ((4, 512), (16, 4096), "fft"),
+        ((512, 4), (4096, 16), "fft"),
+    ],
+)
+def test_the_faster_transform_is_chosen(modes, shape, expected):
+    assert choose_transform(modes, shape) == expected
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 3))
+def test_more_modes_speak_for_the_fast_transform(low, high, dims):
+    low, high = sorted((2**low, 2**high))
+    shape = (2 * high,) * dims
+    if choose_transform((low,) * dims, shape) == "fft":
+        assert choose_transform((high,) * dims, shape) == "fft"
+
+
+def test_a_choice_changes_no_number():
+    """Also where both ways are taken: 128 modes of 300 points by one, 4 of 8 points by the other."""
+    x = np.random.default_rng(4).normal(size=(300, 2))
+    with jax.enable_x64(True):
+        for m, n in ((128, 300), (4, 8)):
+            field = jnp.asarray(x[:n])
+            chosen = choose_transform((m,), (n,))
+            found = truncated_transform(field, (m,))
+            for transform in ("fft", "matmul"):
+                other = truncated_transform(field, (m,), transform=transform)
+                if transform == chosen:
+                    np.testing.assert_array_equal(found, other)
+                assert distance(found, other) <= rounding(np.float64, operations=n)
+
+
 def test_float32_keeps_float32_accuracy():
     # Fields that are one at a single point give the waves themselves, without the error of a sum.
     x = np.eye(1024)[:, 1000:]
@@ -138,4 +183,3 @@ def test_bad_arguments():
         truncated_transform(jnp.ones(4), (2, 2))
     with pytest.raises(ValueError, match="coefficients must have leading axes"):
         inverse_truncated_transform(jnp.ones((4, 3, 2)), (2, 3), (8, 8))
-    assert choose_transform((8, 8), (16, 16)) in {"fft", "matmul"}

@@ -64,8 +64,8 @@ def solve_darcy(
         Pressure at the cell centres, float64.
 
     Raises:
-        ValueError: if ``permeability`` is not two-dimensional, finite and positive, or ``source``
-            does not have its shape.
+        ValueError: if ``permeability`` is not two-dimensional, finite and positive, or ``source`` is
+            not finite or does not have its shape.
     """
     a = np.asarray(permeability, np.float64)
     if a.ndim != 2 or a.size == 0 or not np.all(np.isfinite(a)) or np.any(a <= 0):
@@ -74,8 +74,10 @@ def solve_darcy(
             f"got shape {a.shape}"
         )
     f = np.asarray(source, np.float64)
-    if f.shape not in {(), a.shape}:
-        raise ValueError(f"source must be a number or have shape {a.shape}, got {f.shape}")
+    if f.shape not in {(), a.shape} or not np.all(np.isfinite(f)):
+        raise ValueError(
+            f"source must be a finite number or have shape {a.shape}, got shape {f.shape}"
+        )
     rows, columns = a.shape
     # Coefficient of a face: permeability times length over distance. Cells are 1/columns wide and
     # 1/rows high.
@@ -90,14 +92,16 @@ def solve_darcy(
     diagonal[-1] += 2 * a[-1] * (rows / columns)
     diagonal[:, 0] += 2 * a[:, 0] * (columns / rows)
     diagonal[:, -1] += 2 * a[:, -1] * (columns / rows)
-    neighbour = np.zeros_like(a)
-    neighbour[:, :-1] = along_columns
-    right = neighbour.reshape(-1)[:-1]
-    below = along_rows.reshape(-1)
-    matrix = scipy.sparse.diags_array(
-        [diagonal.reshape(-1), -right, -right, -below, -below],
-        offsets=[0, 1, -1, columns, -columns],
-        format="csc",
+    cells = np.arange(a.size).reshape(a.shape)
+    faces = [(cells[:-1], cells[1:], along_rows), (cells[:, :-1], cells[:, 1:], along_columns)]
+    one, other, weight = (np.concatenate([np.ravel(part[i]) for part in faces]) for i in range(3))
+    here = cells.reshape(-1)
+    matrix = scipy.sparse.csc_array(
+        (
+            np.concatenate([diagonal.reshape(-1), -weight, -weight]),
+            (np.concatenate([here, one, other]), np.concatenate([here, other, one])),
+        ),
+        shape=(a.size, a.size),
     )
     volume = 1.0 / (rows * columns)
     factors = scipy.sparse.linalg.splu(

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from opifex.core.checks import check_positive
 
@@ -49,33 +49,44 @@ class FieldNormalizer:
     @classmethod
     def fit(
         cls,
-        fields: Float[Array | np.ndarray, "samples *spatial channels"],
+        fields: Real[Array | np.ndarray, "samples *spatial channels"],
         *,
-        smallest_deviation: float = 1e-6,
+        smallest_deviation: float | None = None,
     ) -> FieldNormalizer:
         """The normalizer of given training fields.
 
         Args:
             fields: shape (samples, *spatial, channels).
-            smallest_deviation: used in place of a smaller one, so that a constant channel is
-                shifted only.
+            smallest_deviation: a channel counts as constant, and is shifted only, if its deviation is
+                at most this times its largest magnitude. By default it is the rounding error of the
+                fields' dtype, so that the scale of a field does not matter.
 
         Raises:
-            ValueError: if ``fields`` has fewer than two axes or no entries, or
-                ``smallest_deviation`` is not positive.
+            ValueError: if ``fields`` has fewer than two axes, no entries or some that are not finite,
+                or ``smallest_deviation`` is not positive.
         """
-        least = check_positive("smallest_deviation", smallest_deviation)
         values = np.asarray(fields, np.float64)
         if values.ndim < 2 or values.size == 0:
             raise ValueError(
                 f"fields must have shape (samples, *spatial, channels), got {values.shape}"
             )
+        if not np.all(np.isfinite(values)):
+            raise ValueError("fields must be finite, got NaN or infinite entries")
+        dtype = jnp.result_type(fields, jnp.float32)
+        if smallest_deviation is None:
+            given = jnp.result_type(fields)
+            exact = not jnp.issubdtype(given, jnp.inexact)
+            smallest_deviation = float(jnp.finfo(dtype if exact else given).eps)
+        least = check_positive("smallest_deviation", smallest_deviation)
         values = values.reshape(-1, values.shape[-1])
         deviation = values.std(axis=0)
-        dtype = jnp.result_type(fields, jnp.float32)
+        # Below the smallest normal number a division overflows.
+        least_of_channels = np.maximum(
+            least * np.abs(values).max(axis=0), float(jnp.finfo(dtype).tiny)
+        )
         return cls(
             mean=jnp.asarray(values.mean(axis=0), dtype),
-            deviation=jnp.asarray(np.where(deviation < least, 1.0, deviation), dtype),
+            deviation=jnp.asarray(np.where(deviation <= least_of_channels, 1.0, deviation), dtype),
         )
 
     def normalize(self, fields: _Fields) -> _Fields:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from opifex.core.checks import check_positive
+from opifex.core.dtypes import as_input_of
 
 __all__ = ["CorrectedModel", "FrozenVariable", "freeze"]
 
@@ -22,27 +22,18 @@ class FrozenVariable(nnx.Variable):
 def freeze(model: nnx.Module) -> nnx.Module:
     """A copy of a model that nothing changes any more.
 
-    Its parameters become `FrozenVariable`, wherever they are kept (lists, dictionaries, tied to each
-    other), and it is set to evaluation, so that batch statistics stay as they were trained.
+    Its parameters become `FrozenVariable`, wherever they are kept (lists, tuples, dictionaries, tied to
+    each other), and it is set to evaluation, so that batch statistics stay as they were trained.
 
     Args:
         model: the model; it is not changed.
     """
     copy = nnx.clone(model)
     copy.eval()
-    frozen: dict[int, FrozenVariable] = {}
-    for _, node in list(nnx.iter_graph(copy)):
-        if isinstance(node, dict | list | nnx.List):
-            entries: Any = node.items() if isinstance(node, dict) else enumerate(node)
-            place = node.__setitem__
-        elif isinstance(node, nnx.Pytree):
-            entries = vars(node).items()
-            place = functools.partial(setattr, node)
-        else:
-            continue
-        for name, value in list(entries):
-            if isinstance(value, nnx.Param):
-                place(name, frozen.setdefault(id(value), FrozenVariable(value[...])))
+    for _, node in nnx.iter_graph(copy):
+        if isinstance(node, nnx.Param):
+            # In place, so that it does not matter where the parameter is kept, and how often.
+            node.__class__ = FrozenVariable  # type: ignore[assignment]
     return copy
 
 
@@ -81,8 +72,8 @@ class CorrectedModel(nnx.Module):
         self.input_scale = FrozenVariable(jnp.asarray(check_positive("input_scale", input_scale)))
 
     def __call__(self, x: Array) -> Array:
-        """Evaluate the sum; ``x`` is whatever the two models take."""
-        x = jnp.asarray(x)
+        """Evaluate the sum; ``x`` is an array that the two models take."""
+        x = as_input_of(self.correction, x)
         self.base.eval()  # whatever ``train()`` of the sum has set
         inner = self.input_scale[...].astype(x.dtype) * x
         return self.base(x) + self.scale[...].astype(x.dtype) * self.correction(inner)

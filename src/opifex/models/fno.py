@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from opifex.core.checks import check_callable, check_choice, check_positive_int
+from opifex.core.dtypes import as_inexact
 from opifex.models.fourier import (
     TRANSFORMS,
     inverse_truncated_transform,
@@ -20,7 +21,7 @@ from opifex.models.fourier import (
 
 __all__ = ["FNO", "FourierBlock", "SpectralConv"]
 
-GRID_KINDS = ("periodic", "vertex", "cell")
+GRID_KINDS = ("cell", "vertex", "periodic")
 
 
 def _check_modes(modes: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
@@ -94,7 +95,7 @@ class SpectralConv(nnx.Module):
             scale * jax.random.uniform(rngs.params(), shape, param_dtype, -1.0, 1.0)
         )
 
-    def __call__(self, x: Float[Array | np.ndarray, "batch *spatial inputs"]) -> Array:
+    def __call__(self, x: Real[Array | np.ndarray, "batch *spatial inputs"]) -> Array:
         """Apply the layer to channels-last fields.
 
         Args:
@@ -108,7 +109,8 @@ class SpectralConv(nnx.Module):
                 coarse for the modes.
         """
         check_fields(x, self.spatial_dims, self.input_size)
-        return batch_first(self.convolve(space_first(jnp.asarray(x))))
+        x = as_inexact(x, self.weight_real[...].dtype)
+        return batch_first(self.convolve(space_first(x)))
 
     def convolve(self, x: Float[Array, "*spatial batch inputs"]) -> Array:
         """Apply the layer to space-first fields: (*spatial, batch, in) to (*spatial, batch, out).
@@ -188,11 +190,12 @@ class FNO(nnx.Module):
         spatial_dims: number of space dimensions, 1, 2 or 3.
         activation: elementwise function.
         projection_dim: width of the projection's hidden layer; ``2 * width`` by default.
-        append_coordinates: give the grid coordinates in [0, 1] to the network as
-            ``spatial_dims`` further input channels; without them the operator commutes with
-            translations.
-        grid_kind: where the points of an axis of ``n`` lie, for the coordinates: ``"periodic"``
-            at j / n, ``"vertex"`` at j / (n - 1), ``"cell"`` at (j + 1/2) / n.
+        grid_kind: where the points of an axis of ``n`` lie in [0, 1]: ``"cell"`` at (j + 1/2) / n,
+            ``"vertex"`` at j / (n - 1), boundary included, ``"periodic"`` at j / n of data that are
+            periodic.
+        append_coordinates: give the coordinates of the points to the network as ``spatial_dims``
+            further input channels; by default unless the data are periodic. Without them the operator
+            commutes with translations, and knows of no boundary.
         transform: ``"matmul"``, ``"fft"``, or ``"auto"``, see `opifex.models.fourier`.
         param_dtype: dtype of the parameters; computations promote with the input.
         rngs: random streams; ``params`` is used.
@@ -200,7 +203,8 @@ class FNO(nnx.Module):
     Raises:
         ValueError: if a size is not positive, ``spatial_dims`` is above 3, ``modes`` does not have
             one entry per axis, or ``grid_kind`` or ``transform`` is unknown.
-        TypeError: if a size is not an integer or ``activation`` is not callable.
+        TypeError: if a size is not an integer, ``activation`` is not callable, or
+            ``append_coordinates`` is not a bool.
 
     Example:
         >>> import jax.numpy as jnp
@@ -222,8 +226,8 @@ class FNO(nnx.Module):
         spatial_dims: int = 1,
         activation: Callable[[Array], Array] = nnx.gelu,
         projection_dim: int | None = None,
-        append_coordinates: bool = False,
-        grid_kind: str = "periodic",
+        grid_kind: str = "cell",
+        append_coordinates: bool | None = None,
         transform: str = "auto",
         param_dtype: jnp.dtype | type = jnp.float32,
         rngs: nnx.Rngs,
@@ -241,8 +245,12 @@ class FNO(nnx.Module):
             if projection_dim is None
             else check_positive_int("projection_dim", projection_dim)
         )
-        self.append_coordinates = bool(append_coordinates)
         self.grid_kind = check_choice("grid_kind", grid_kind, GRID_KINDS)
+        if append_coordinates is None:
+            append_coordinates = grid_kind != "periodic"
+        elif not isinstance(append_coordinates, bool):
+            raise TypeError(f"append_coordinates must be a bool, got {append_coordinates!r}")
+        self.append_coordinates = append_coordinates
         self.transform = check_choice("transform", transform, TRANSFORMS)
         channels = input_dim + (spatial_dims if append_coordinates else 0)
         self.lifting = nnx.Linear(channels, width, param_dtype=param_dtype, rngs=rngs)
@@ -284,14 +292,14 @@ class FNO(nnx.Module):
             spatial_dims=self.spatial_dims,
             activation=self.activation,
             projection_dim=self.projection_dim,
-            append_coordinates=self.append_coordinates,
             grid_kind=self.grid_kind,
+            append_coordinates=self.append_coordinates,
             transform=self.transform,
             param_dtype=self.lifting.kernel[...].dtype,
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array | np.ndarray, "batch *spatial inputs"]) -> Array:
+    def __call__(self, x: Real[Array | np.ndarray, "batch *spatial inputs"]) -> Array:
         """Map input fields to output fields on the same grid.
 
         Args:
@@ -305,7 +313,8 @@ class FNO(nnx.Module):
                 coarse for the modes.
         """
         check_fields(x, self.spatial_dims, self.input_dim)
-        x = jnp.asarray(x)
+        kernel = self.lifting.kernel[...]
+        x = as_inexact(x, kernel.dtype)
         features = space_first(x)
         if self.append_coordinates:
             coordinates = grid_coordinates(x.shape[1:-1], self.grid_kind, x.dtype)
@@ -313,7 +322,7 @@ class FNO(nnx.Module):
                 jnp.expand_dims(coordinates, -2), (*features.shape[:-1], self.spatial_dims)
             )
             features = jnp.concatenate([features, coordinates], axis=-1)
-        features = self.lifting(features)
+        features = self.lifting(features).astype(jnp.result_type(x, kernel))
         for i, block in enumerate(self.blocks):
             features = block(features)
             if i + 1 < self.num_layers:
@@ -322,21 +331,26 @@ class FNO(nnx.Module):
         return batch_first(self.projection_output(hidden))
 
 
-def check_fields(x: Array | np.ndarray, spatial_dims: int, channels: int) -> None:
+def check_fields(
+    x: Array | np.ndarray, spatial_dims: int, channels: int, *, name: str = "x"
+) -> None:
     """Raise unless ``x`` has shape (batch, *spatial, channels).
 
     Args:
         x: fields.
         spatial_dims: number of spatial axes it should have.
         channels: size of the last axis it should have.
+        name: what the message calls it.
 
     Raises:
         ValueError: if it has another shape.
     """
-    if jnp.ndim(x) != spatial_dims + 2 or x.shape[-1] != channels:
+    shape = jnp.shape(x)
+    if len(shape) != spatial_dims + 2 or shape[-1] != channels:
+        missing = channels == 1 and len(shape) == spatial_dims + 1
         raise ValueError(
-            f"x must have shape (batch, {spatial_dims} spatial axes, {channels} channels), "
-            f"got {jnp.shape(x)}"
+            f"{name} must have shape (batch, {spatial_dims} spatial axes, {channels} channels), "
+            f"got {shape}" + (f"; add the axis of channels: {name}[..., None]" if missing else "")
         )
 
 
@@ -358,9 +372,10 @@ def grid_coordinates(
     Args:
         shape: points per axis.
         grid_kind: where the points lie, see `FNO`.
-        dtype: of the coordinates.
+        dtype: of the coordinates, but at least float32: half precision cannot tell the points of a
+            fine grid from each other.
     """
-    axes = []
+    axes, dtype = [], jnp.promote_types(dtype, jnp.float32)
     for n in shape:
         j = jnp.arange(n, dtype=dtype)
         if grid_kind == "periodic":

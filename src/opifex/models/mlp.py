@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from opifex.core.checks import check_callable, check_last_axis, check_positive_int, check_sizes
+from opifex.core.dtypes import as_inexact
 
 Activation = Callable[[Array], Array]
 """An elementwise function."""
@@ -125,7 +126,7 @@ class MLP(nnx.Module):
         self.output = nnx.Linear(widths[-1], self.output_dim, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array | np.ndarray, "*batch inputs"]
+        self, x: Real[Array | np.ndarray, "*batch inputs"]
     ) -> Float[Array, "*batch outputs"]:
         """Evaluate the network at points.
 
@@ -139,7 +140,7 @@ class MLP(nnx.Module):
             ValueError: if the last axis of ``x`` is not ``input_dim``.
         """
         check_last_axis("x", x, "input_dim", self.input_dim)
-        features = jnp.asarray(x)
+        features = as_inexact(x, self.output.kernel[...].dtype)
         for layer in self.hidden:
             features = layer(features)
         return self.output(features)

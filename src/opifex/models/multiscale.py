@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from opifex.core.checks import (
     check_callable,
@@ -29,6 +29,7 @@ from opifex.core.checks import (
     check_positive_numbers,
     check_sizes,
 )
+from opifex.core.dtypes import as_inexact
 from opifex.models.corrected import FrozenVariable
 from opifex.models.mlp import Activation, HiddenLayer
 
@@ -229,7 +230,7 @@ class MultiscaleMLP(nnx.Module):
         return tuple(float(band.frequency[...]) for band in self.bands)
 
     def __call__(
-        self, x: Float[Array | np.ndarray, "*batch inputs"]
+        self, x: Real[Array | np.ndarray, "*batch inputs"]
     ) -> Float[Array, "*batch outputs"]:
         """Evaluate the network at points.
 
@@ -243,7 +244,8 @@ class MultiscaleMLP(nnx.Module):
             ValueError: if the last axis of ``x`` is not ``input_dim``.
         """
         check_last_axis("x", x, "input_dim", self.input_dim)
-        x, total = jnp.asarray(x), self.bias[...]
+        total = self.bias[...]
+        x = as_inexact(x, total.dtype)
         for band in self.bands:
             # Low bands first: adding a band that contributes zero changes no rounding.
             total = total + band(x)

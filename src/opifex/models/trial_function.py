@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from opifex.core.checks import check_callable
+from opifex.core.dtypes import as_input_of
 
 __all__ = ["SymmetricModel", "TrialFunction"]
 
@@ -76,10 +76,10 @@ class TrialFunction(nnx.Module):
         self.embed = embed
 
     def __call__(
-        self, x: Float[Array | np.ndarray, "*batch inputs"]
+        self, x: Real[Array | np.ndarray, "*batch inputs"]
     ) -> Float[Array, "*batch outputs"]:
         """Evaluate at points; a single point has no batch axis."""
-        x = jnp.asarray(x)
+        x = as_input_of(self.network, x)
         inputs = x if self.embed is None else self.embed(x)
         return self.offset(x) + self.factor(x) * self.network(inputs)
 
@@ -107,9 +107,9 @@ class SymmetricModel(nnx.Module):
         self.odd = odd
 
     def __call__(
-        self, x: Float[Array | np.ndarray, "*batch inputs"]
+        self, x: Real[Array | np.ndarray, "*batch inputs"]
     ) -> Float[Array, "*batch outputs"]:
         """Evaluate at points; a single point has no batch axis."""
-        x = jnp.asarray(x)
+        x = as_input_of(self.network, x)
         here, there = self.network(x), self.network(self.reflection(x))
         return 0.5 * (here - there if self.odd else here + there)

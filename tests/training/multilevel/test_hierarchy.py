@@ -20,6 +20,20 @@ def test_widths_grow_up_to_those_that_were_asked_for():
     assert [m.hidden_dims for m in tiny] == [(1,), (1,), (1,), (2,)]
 
 
+def test_operators_know_where_they_are_unless_the_data_are_periodic():
+    for options, coordinates in (
+        ({}, True),
+        ({"grid_kind": "vertex"}, True),
+        ({"grid_kind": "periodic"}, False),
+        ({"grid_kind": "periodic", "append_coordinates": True}, True),
+    ):
+        models = abstract(create_fno_hierarchy, 4, 2, 2, num_layers=1, **options)
+        for model in models:
+            assert model.append_coordinates is coordinates
+            assert model.grid_kind == options.get("grid_kind", "cell")
+            assert model.lifting.kernel.shape[0] == 1 + coordinates
+
+
 @settings(max_examples=8, deadline=None)
 @given(base=st.integers(1, 40), levels=st.integers(1, 4), factor=st.sampled_from([1.5, 2, 3]))
 def test_modes_grow_up_to_those_that_were_asked_for(base, levels, factor):

@@ -3,9 +3,15 @@ r"""GradNorm: loss weights that equalise how fast the terms of a loss train.
 Chen, Badrinarayanan, Lee, Rabinovich: GradNorm, ICML 2018 (arXiv:1711.02257), section 3 and
 algorithm 1. With $L = \sum_i w_i L_i$ and $G_i = \|\nabla_W w_i L_i\|$ for shared parameters $W$, the
 inverse training rates $r_i = \tilde L_i / \operatorname{mean}_j \tilde L_j$ with
-$\tilde L_i = L_i / L_i(0)$ set targets
-$\bar G\, r_i^\alpha$, and the weights descend the distance $\sum_i |G_i - \bar G\, r_i^\alpha|$ with the
-targets held constant. After each step they are renormalised to sum to the number of terms.
+$\tilde L_i = L_i / L_i(0)$ set targets $\bar G\, r_i^\alpha$ for $G_i$, with $\bar G$ their mean. After
+each step the weights are renormalised to sum to the number of terms.
+
+Targets and renormalisation are the paper's, the step is not. The paper descends
+$\sum_i |G_i - \bar G\, r_i^\alpha|$, whose slope in $w_i$ is the gradient norm itself: with norms of a
+hundred, common for differential equations, a step jumps across the whole range of the weights. Here a
+proximal step is taken on $\sum_i |\log G_i - \log \bar G\, r_i^\alpha|$ in $\log w_i$, targets held
+constant: every weight moves by at most the factor $e^{\pm\eta}$ towards its target and never beyond
+it. That does not depend on the scale of the norms, and does not oscillate.
 """
 
 from __future__ import annotations
@@ -16,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -27,40 +32,18 @@ Losses = Sequence[Any] | Float[Array, " terms"]
 __all__ = [
     "GradNormBalancer",
     "gradient_norms",
-    "gradnorm_objective",
     "renormalise",
     "updated_weights",
 ]
 
 
-def gradnorm_objective(
-    weights: Float[Array, " terms"],
-    norms: Float[Array, " terms"],
-    loss_ratios: Float[Array, " terms"],
-    alpha: float,
-) -> Float[Array, ""]:
-    r"""The distance $\sum_i |w_i g_i - \bar G r_i^\alpha|$ (equation 2), targets held constant.
-
-    Args:
-        weights: $w_i$.
-        norms: $g_i = \|\nabla_W L_i\|$, norms of the *unweighted* gradients.
-        loss_ratios: $\tilde L_i = L_i / L_i(0)$.
-        alpha: strength of the restoring force, at least 0.
-
-    Returns:
-        The distance, a scalar.
-    """
-    weighted = weights * norms
-    # When every loss has become zero, all train alike; 0 / 0 would end in the weights for good.
-    mean = jnp.mean(loss_ratios)
-    rates = jnp.where(mean > 0, loss_ratios / jnp.where(mean > 0, mean, 1.0), 1.0)
-    targets = jax.lax.stop_gradient(jnp.mean(weighted) * rates**alpha)
-    return jnp.sum(jnp.abs(weighted - targets))
+SMALLEST_WEIGHT = 1e-12
+"""Before renormalisation. A weight of zero would stay zero."""
 
 
 def renormalise(weights: Float[Array, " terms"]) -> Float[Array, " terms"]:
-    """Weights scaled to sum to their number; negative ones are cut to a small positive value."""
-    positive = jnp.maximum(weights, 1e-6)
+    """Weights scaled to sum to their number; very small ones are raised to a small positive value."""
+    positive = jnp.maximum(weights, SMALLEST_WEIGHT)
     return positive * (weights.shape[0] / jnp.sum(positive))
 
 
@@ -72,17 +55,27 @@ def updated_weights(
     alpha: float,
     learning_rate: float,
 ) -> Float[Array, " terms"]:
-    """Weights after one gradient step on `gradnorm_objective`, then `renormalise`. Pure.
+    r"""Weights after one step towards the targets, then `renormalise`. Pure.
+
+    A term without a gradient keeps its weight, up to the renormalisation. If a norm or a ratio is not
+    finite, nothing changes.
 
     Args:
         weights: present weights, shape (terms,).
-        norms: norms of the unweighted gradients, shape (terms,).
-        loss_ratios: losses relative to the initial ones, shape (terms,).
+        norms: $\|\nabla_W L_i\|$, norms of the *unweighted* gradients, shape (terms,).
+        loss_ratios: $\tilde L_i$, losses relative to the initial ones, shape (terms,).
         alpha: strength of the restoring force.
-        learning_rate: step size.
+        learning_rate: $\eta$, by which the logarithm of a weight may change.
     """
-    slope = jax.grad(gradnorm_objective)(weights, norms, loss_ratios, alpha)
-    return renormalise(optax.apply_updates(weights, -learning_rate * slope))
+    weighted = weights * norms
+    # When every loss has become zero, all train alike; 0 / 0 would end in the weights for good.
+    mean = jnp.mean(loss_ratios)
+    rates = jnp.where(mean > 0, loss_ratios / jnp.where(mean > 0, mean, 1.0), 1.0)
+    targets = jnp.log(jnp.mean(weighted) * rates**alpha)
+    gaps = jnp.where(weighted > 0, jnp.log(weighted) - targets, 0.0)
+    moved = renormalise(weights * jnp.exp(-jnp.clip(gaps, -learning_rate, learning_rate)))
+    finite = jnp.isfinite(norms) & jnp.isfinite(loss_ratios) & jnp.isfinite(moved)
+    return jnp.where(jnp.all(finite), moved, weights)
 
 
 def gradient_norms(
@@ -114,7 +107,7 @@ class GradNormBalancer(nnx.Module):
     Args:
         num_losses: number of losses.
         alpha: strength of the restoring force; 1.5 in the paper's experiments.
-        learning_rate: step size of the weights.
+        learning_rate: by how much the logarithm of a weight may change in one step.
         rngs: accepted for symmetry with other modules; the method uses no random numbers.
 
     Attributes:
@@ -191,7 +184,10 @@ class GradNormBalancer(nnx.Module):
         return jnp.sum(jax.lax.stop_gradient(self.weights[...]) * vector)
 
     def update_weights(self, losses: Losses, norms: Losses) -> Float[Array, " terms"]:
-        r"""Move the weights by one step.
+        r"""Move the weights by one step, or not at all if a loss or a norm is not finite.
+
+        A loss that started at zero, or was not finite then, has no training rate; it counts as an
+        average one.
 
         Args:
             losses: present unweighted losses.
@@ -208,7 +204,12 @@ class GradNormBalancer(nnx.Module):
         vector, slopes = self._vector("losses", losses), self._vector("norms", norms)
         if self._initial_losses is None:
             raise RuntimeError("update_weights needs initial losses: call set_initial_losses first")
-        ratios = vector / jnp.maximum(self._initial_losses, jnp.finfo(vector.dtype).tiny)
+        initial = self._initial_losses
+        known = jnp.isfinite(initial) & (initial > 0)
+        ratios = vector / jnp.where(known, initial, 1.0)
+        average = jnp.sum(jnp.where(known, ratios, 0.0)) / jnp.maximum(jnp.sum(known), 1)
+        # What is not finite shall be seen, whether its rate is known or not.
+        ratios = jnp.where(known | ~jnp.isfinite(vector), ratios, average)
         self.weights[...] = updated_weights(
             self.weights[...],
             slopes,

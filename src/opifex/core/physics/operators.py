@@ -1,13 +1,11 @@
-r"""Differential operators of functions of one point, in forward mode.
+r"""Differential operators of functions of one point.
 
 Each operator takes a function ``u`` of one point, shape (dim,), and returns another function of one
 point; ``jax.vmap`` makes it one of many points.
 
-Second derivatives use Taylor-like propagation: along a direction $v$ two nested forward derivatives
-carry $(u, \partial_v u, \partial_v^2 u)$ through the network in one sweep. The primal part does not
-depend on the direction, and the two first-order tangents are the same computation, so the compiler
-keeps one of each. Nothing of the size of the Hessian is formed and nothing is stored for a reverse
-pass inside the derivative (compare the forward Laplacian, arXiv:2307.08214).
+Derivatives above the first are carried through ``u`` in one sweep, see `opifex.core.physics.taylor`:
+nothing of the size of the Hessian is formed, and nothing is stored for a reverse pass inside the
+derivative. Operators may be nested, differentiated and compiled.
 """
 
 from __future__ import annotations
@@ -16,18 +14,28 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_callable
+from opifex.core.checks import check_callable, check_positive_int
+from opifex.core.dtypes import as_inexact
+from opifex.core.physics.taylor import propagate
 
 ScalarField = Callable[[Float[Array, " dim"]], Array]
 """One point to one number: shape () or (1,), as a network with one output gives."""
 
-__all__ = ["ScalarField", "divergence", "gradient", "hessian_diagonal", "laplacian"]
+__all__ = [
+    "ScalarField",
+    "directional_derivatives",
+    "divergence",
+    "gradient",
+    "hessian_diagonal",
+    "laplacian",
+]
 
-UNROLLED_DIMENSIONS = 4
-"""Up to this many directions the sweeps are written out, which compiles to faster code than a
-batched sweep; beyond it they are batched, so that programs do not grow."""
+UNROLLED_DIRECTIONS = 16
+"""Up to this many directions of a sweep are written out, which makes faster programs than batching
+them; more are batched in blocks of so many, so that programs do not grow."""
 
 
 def _scalar(u: ScalarField) -> Callable[[Array], Array]:
@@ -56,7 +64,58 @@ def gradient(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[Array, " 
         ValueError: when evaluated, if ``u`` has more than one component.
     """
     check_callable("u", u)
-    return jax.grad(_scalar(u))
+    slope = jax.grad(_scalar(u))
+    return lambda x: slope(as_inexact(x))
+
+
+def directional_derivatives(
+    u: ScalarField, direction: Float[Array | np.ndarray, " dim"], order: int
+) -> Callable[[Float[Array, " dim"]], tuple[Float[Array, ""], ...]]:
+    r"""All derivatives along one direction, $u, \partial_v u, \dots, \partial_v^k u$, in one sweep.
+
+    Args:
+        u: one point to one number.
+        direction: $v$, shape (dim,), of any length.
+        order: $k$, at least one.
+
+    Returns:
+        Function from a point to the value and the derivatives there, ``order + 1`` numbers.
+
+    Raises:
+        TypeError: if ``u`` is not callable or ``order`` is not an integer.
+        ValueError: if ``order`` is not positive; when evaluated, if ``u`` has more than one component
+            or ``direction`` does not have the shape of the point.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from opifex.core.physics import directional_derivatives
+        >>> along_x = jnp.array([1.0, 0.0])
+        >>> derivatives = directional_derivatives(lambda x: x[0] ** 3 * x[1], along_x, order=4)
+        >>> [float(d) for d in derivatives(jnp.array([2.0, 5.0]))]
+        [40.0, 60.0, 60.0, 30.0, 0.0]
+    """
+    check_callable("u", u)
+    check_positive_int("order", order)
+    value = _scalar(u)
+
+    def derivatives(x: Array) -> tuple[Array, ...]:
+        x = as_inexact(x)
+        v = jnp.asarray(direction, x.dtype)
+        if v.shape != x.shape:
+            raise ValueError(f"direction must have the point's shape {x.shape}, got {v.shape}")
+        found = propagate(value, x, [v], order)
+        zero = jnp.zeros_like(found.value)
+        above = (*found.lower[0], found.top)
+        return (found.value, *(zero if d is None else d for d in above))
+
+    return derivatives
+
+
+def _sum_of_second_derivatives(
+    value: Callable[[Array], Array], x: Array, directions: Float[Array, "_ dim"]
+) -> Array:
+    found = propagate(value, x, list(directions), 2)
+    return jnp.zeros_like(found.value) if found.top is None else found.top
 
 
 def hessian_diagonal(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[Array, " dim"]]:
@@ -75,23 +134,18 @@ def hessian_diagonal(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[A
     check_callable("u", u)
     value = _scalar(u)
 
-    def second(x: Array, direction: Array) -> Array:
-        def first(y: Array) -> Array:
-            return jax.jvp(value, (y,), (direction,))[1]
-
-        return jax.jvp(first, (x,), (direction,))[1]
-
     def diagonal(x: Array) -> Array:
-        directions = jnp.eye(x.shape[0], dtype=x.dtype)
-        if x.shape[0] <= UNROLLED_DIMENSIONS:
-            return jnp.stack([second(x, directions[i]) for i in range(x.shape[0])])
-        return jax.vmap(second, in_axes=(None, 0))(x, directions)
+        x = as_inexact(x)
+        axes = jnp.eye(x.shape[0], dtype=x.dtype)[:, None]
+        if len(axes) <= UNROLLED_DIRECTIONS // 4:  # a sweep for each
+            return jnp.stack([_sum_of_second_derivatives(value, x, axis) for axis in axes])
+        return jax.vmap(lambda axis: _sum_of_second_derivatives(value, x, axis))(axes)
 
     return diagonal
 
 
 def laplacian(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[Array, ""]]:
-    r"""The Laplacian $\Delta u = \sum_i \partial_i^2 u$.
+    r"""The Laplacian $\Delta u = \sum_i \partial_i^2 u$ as a forward Laplacian (arXiv:2307.08214).
 
     Args:
         u: one point to one number.
@@ -103,8 +157,20 @@ def laplacian(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[Array, "
         TypeError: if ``u`` is not callable.
         ValueError: when evaluated, if ``u`` has more than one component.
     """
-    diagonal = hessian_diagonal(u)
-    return lambda x: jnp.sum(diagonal(x))
+    check_callable("u", u)
+    value = _scalar(u)
+
+    def sum_of_diagonal(x: Array) -> Array:
+        x = as_inexact(x)
+        axes = jnp.eye(x.shape[0], dtype=x.dtype)
+        if len(axes) <= UNROLLED_DIRECTIONS:
+            return _sum_of_second_derivatives(value, x, axes)
+        # Blocks of directions, the last one filled up with zeros, which add nothing.
+        axes = jnp.pad(axes, ((0, -len(axes) % UNROLLED_DIRECTIONS), (0, 0)))
+        blocks = axes.reshape(-1, UNROLLED_DIRECTIONS, x.shape[0])
+        return jnp.sum(jax.vmap(lambda block: _sum_of_second_derivatives(value, x, block))(blocks))
+
+    return sum_of_diagonal
 
 
 def divergence(
@@ -125,6 +191,7 @@ def divergence(
     check_callable("f", f)
 
     def value(x: Array) -> Array:
+        x = as_inexact(x)
         if jax.eval_shape(f, x).shape != x.shape:
             raise ValueError(
                 f"f must have one component per coordinate, shape {x.shape}, got "

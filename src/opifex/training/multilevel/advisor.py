@@ -171,7 +171,7 @@ def _needed(tail: np.ndarray, error: float) -> int:
 
 
 def _operator_candidates(
-    finest: FNO, data: Any, factor: float, coarsest_error: float, grid_kind: str
+    finest: FNO, data: Any, factor: float, coarsest_error: float, grid_kind: str | None
 ) -> tuple[list[tuple[int, ...]], list[ResolutionLevel], str]:
     inputs, outputs = (np.asarray(part) for part in data)
     tail = spectral_tail(outputs, finest.spatial_dims)
@@ -187,7 +187,11 @@ def _operator_candidates(
         f"(relative L2), so that the coarsest level keeps {max(sizes[0])} modes of "
         f"{max(finest.modes)}"
     )
-    return sizes, resolution_hierarchy(inputs, outputs, sizes, grid_kind=grid_kind), reason
+    return (
+        sizes,
+        resolution_hierarchy(inputs, outputs, sizes, grid_kind=grid_kind or finest.grid_kind),
+        reason,
+    )
 
 
 def _network_candidates(
@@ -241,7 +245,7 @@ def recommend_schedule(
     max_cost_ratio: float = 0.7,
     batch_size: int | None = None,
     num_points: int = 1000,
-    grid_kind: str = "periodic",
+    grid_kind: str | None = None,
     verbose: bool = True,
 ) -> ScheduleAdvice:
     """Propose levels, factors and epochs for a problem or data, and say why.
@@ -256,7 +260,7 @@ def recommend_schedule(
         max_cost_ratio: largest cost of a level's step relative to that of the next finer level.
         batch_size: samples per step for operators; all samples by default.
         num_points: interior collocation points of the finest level, for problems.
-        grid_kind: where grid points lie, for operators; see `restrict_field`.
+        grid_kind: where grid points lie, for operators; by default where ``finest_model`` says.
         verbose: print the proposal.
 
     Returns:
@@ -273,7 +277,8 @@ def recommend_schedule(
     check_fraction("coarsest_error", coarsest_error)
     check_fraction("max_cost_ratio", max_cost_ratio)
     check_positive_int("num_points", num_points)
-    check_choice("grid_kind", grid_kind, ["periodic", "cell", "vertex"])
+    if grid_kind is not None:
+        check_choice("grid_kind", grid_kind, ["periodic", "cell", "vertex"])
     sizes: list[tuple[int, ...]]
     data: list[tuple[Any, ...]]
     loss: Any

@@ -174,6 +174,7 @@ def create_fno_hierarchy(
     num_layers: int = 4,
     activation: Activation = nnx.gelu,
     spatial_dims: int = 1,
+    grid_kind: str = "cell",
     width_factor: float = 1.0,
     rngs: nnx.Rngs,
     **options: Any,
@@ -194,6 +195,9 @@ def create_fno_hierarchy(
         num_layers: number of Fourier layers.
         activation: elementwise function between layers.
         spatial_dims: number of space dimensions: 1, 2 or 3.
+        grid_kind: where the points of a grid lie: ``"cell"`` or ``"vertex"``, which give the networks
+            the coordinates of the points as further inputs, or ``"periodic"``, which does not; see
+            `FNO`.
         width_factor: ratio of the widths of neighbouring levels, in (0, 1]; 1 keeps the width.
         rngs: random streams; ``params`` is used.
         **options: further arguments of `FNO`.
@@ -239,6 +243,7 @@ def create_fno_hierarchy(
             num_layers=num_layers,
             activation=activation,
             spatial_dims=spatial_dims,
+            grid_kind=grid_kind,
             rngs=rngs,
             **options,
         )

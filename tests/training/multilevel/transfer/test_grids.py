@@ -3,9 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opifex.models import FNO
+from opifex.training.multilevel import create_fno_hierarchy
 from opifex.training.multilevel.transfer.grids import (
     coarsest_grid,
     grids_nest,
@@ -236,9 +239,31 @@ def test_levels_share_the_finest_data_and_restrict_the_rest():
     assert [level.modes for level in levels] == [4, 8, 16]
     assert levels[-1].inputs is inputs
     assert levels[-1].outputs is outputs
-    np.testing.assert_allclose(levels[0].outputs, restrict_field(outputs, (16,)))
+    restricted = restrict_field(outputs, (16,), grid_kind="cell")
+    np.testing.assert_allclose(levels[0].outputs, restricted)
     given = resolution_hierarchy(inputs, outputs, [2, 2], shapes=[(8,), (32,)])
     assert given[1].inputs.shape == (4, 32, 1)
+
+
+@pytest.mark.parametrize("kind", ["cell", "vertex", "periodic"])
+def test_models_say_where_the_points_lie(kind):
+    inputs = np.random.default_rng(3).normal(size=(2, 17, 1))
+    models = create_fno_hierarchy(
+        4, 2, 2, num_layers=1, output_dim=2, grid_kind=kind, rngs=nnx.Rngs(0)
+    )
+    outputs = np.repeat(inputs, 2, axis=-1)
+    levels = resolution_hierarchy(inputs, outputs, models, shapes=[(9,), (17,)])
+    assert [level.modes for level in levels] == [(2,), (4,)]
+    expected = restrict_field(inputs, (9,), grid_kind=kind)
+    np.testing.assert_array_equal(levels[0].inputs, expected)
+    with pytest.raises(ValueError, match=r"inputs must have shape.*add the axis of channels"):
+        resolution_hierarchy(inputs[..., 0], outputs, models)
+    with pytest.raises(ValueError, match=r"outputs must have shape.*2 channels.*got \(2, 17, 1\)"):
+        resolution_hierarchy(inputs, inputs, models)
+    other = FNO(4, 2, num_layers=1, output_dim=2, grid_kind="cell", rngs=nnx.Rngs(0))
+    if kind != "cell":
+        with pytest.raises(ValueError, match="models must have the same grid_kind"):
+            resolution_hierarchy(inputs, outputs, [models[0], other])
 
 
 FIELD = np.ones((1, 8, 6, 1))

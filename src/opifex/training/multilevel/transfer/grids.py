@@ -39,6 +39,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from opifex.core.checks import check_choice, check_positive, check_positive_int
+from opifex.models import FNO
+from opifex.models.fno import check_fields
 
 __all__ = [
     "GRID_KINDS",
@@ -391,11 +393,11 @@ class ResolutionLevel(NamedTuple):
 def resolution_hierarchy(
     inputs: _Fields,
     outputs: _Fields,
-    modes: Sequence[int | Sequence[int]],
+    modes: Sequence[FNO | int | Sequence[int]],
     *,
     shapes: Sequence[Sequence[int]] | None = None,
     oversampling: float = 2.0,
-    grid_kind: str | Sequence[str] = "periodic",
+    grid_kind: str | Sequence[str] | None = None,
     input_method: str | Sequence[str] = "auto",
     output_method: str | Sequence[str] = "auto",
     nested: bool = True,
@@ -405,11 +407,12 @@ def resolution_hierarchy(
     Args:
         inputs: input fields on the finest grid, shape (samples, *spatial, channels).
         outputs: output fields on the same grid.
-        modes: modes of every level, coarsest first, each one number or one per axis.
+        modes: the models of all levels, coarsest first, or their modes: each one number or one per
+            axis.
         shapes: grid of every level; by default `coarsest_grid` for all but the finest level, which
             has the given fields themselves.
         oversampling: passed to `coarsest_grid`.
-        grid_kind: where the points lie.
+        grid_kind: where the points lie; by default where the models say, or ``"cell"`` without models.
         input_method: how inputs are restricted, see `restrict_field`.
         output_method: how outputs are restricted.
         nested: passed to `coarsest_grid`.
@@ -418,9 +421,10 @@ def resolution_hierarchy(
         One `ResolutionLevel` per entry of ``modes``.
 
     Raises:
-        ValueError: if ``modes`` is empty, inputs and outputs differ in samples or grid, ``shapes``
-            does not have one entry per level, a grid is too coarse for its modes, or an argument of
-            the restriction is not allowed.
+        ValueError: if ``modes`` is empty, inputs and outputs differ in samples or grid or do not fit
+            the models, the models differ in their kind of grid, ``shapes`` does not have one entry
+            per level, a grid is too coarse for its modes, or an argument of the restriction is not
+            allowed.
         TypeError: if a size is not an integer.
 
     Example:
@@ -433,6 +437,16 @@ def resolution_hierarchy(
     """
     if len(modes) == 0:
         raise ValueError("modes must name at least one level, got an empty sequence")
+    models = [level for level in modes if isinstance(level, FNO)]
+    for model in models:
+        check_fields(inputs, model.spatial_dims, model.input_dim, name="inputs")
+        check_fields(outputs, model.spatial_dims, model.output_dim, name="outputs")
+    if grid_kind is None:
+        kinds = {model.grid_kind for model in models} or {"cell"}
+        if len(kinds) > 1:
+            raise ValueError(f"models must have the same grid_kind, got {sorted(kinds)}")
+        (grid_kind,) = kinds
+    kept = [level.modes if isinstance(level, FNO) else level for level in modes]
     if inputs.ndim < 3 or inputs.shape[:-1] != outputs.shape[:-1]:
         raise ValueError(
             f"inputs and outputs must have the same shape (samples, *spatial) before the channels, "
@@ -445,8 +459,8 @@ def resolution_hierarchy(
             "grid_kind": grid_kind,
             "nested": nested,
         }
-        grids = [coarsest_grid(m, finest, **options) for m in modes[:-1]]
-        coarsest_grid(modes[-1], finest, **options)
+        grids = [coarsest_grid(m, finest, **options) for m in kept[:-1]]
+        coarsest_grid(kept[-1], finest, **options)
         grids.append(finest)
     else:
         grids = [tuple(shape) for shape in shapes]
@@ -454,7 +468,7 @@ def resolution_hierarchy(
             raise ValueError(
                 f"shapes must have one entry per level ({len(modes)}), got {len(grids)}"
             )
-        for m, shape in zip(modes, grids, strict=True):
+        for m, shape in zip(kept, grids, strict=True):
             coarsest_grid(m, shape, oversampling=1.0, grid_kind=grid_kind)
     return [
         ResolutionLevel(
@@ -463,5 +477,5 @@ def resolution_hierarchy(
             inputs=restrict_field(inputs, shape, grid_kind=grid_kind, method=input_method),
             outputs=restrict_field(outputs, shape, grid_kind=grid_kind, method=output_method),
         )
-        for m, shape in zip(modes, grids, strict=True)
+        for m, shape in zip(kept, grids, strict=True)
     ]

@@ -1,0 +1,42 @@
+"""Integers where floating-point numbers are meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+__all__ = ["as_inexact", "as_input_of"]
+
+
+def as_inexact(x: Any, dtype: Any = float) -> Array:
+    """``x`` as an array, in ``dtype`` if it holds integers or booleans.
+
+    Args:
+        x: an array or what can be made one.
+        dtype: a floating-point dtype; by default JAX's default one.
+    """
+    array = jnp.asarray(x)
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    return array.astype(jnp.result_type(dtype))
+
+
+def as_input_of(model: Any, x: Any) -> Array:
+    """``x`` as an array, in the dtype of a model's variables if it holds integers or booleans.
+
+    That is what the layers of Flax promote to.
+
+    Args:
+        model: an ``nnx.Module``.
+        x: an array or what can be made one.
+    """
+    array = jnp.asarray(x)
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+    inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    return array.astype(jnp.result_type(*inexact) if inexact else jnp.result_type(float))
