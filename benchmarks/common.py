@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from opifex.training.multilevel import Evaluation, History
+from opifex.training.multilevel import History
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,7 +59,7 @@ def read_results(name: str) -> dict[str, Any] | None:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the option that most benchmarks have."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     return made
 
 
@@ -84,17 +84,6 @@ def start_cold() -> None:
     jax.clear_caches()
 
 
-def seconds_to(history: History, target: float, metric: str = "error") -> float | None:
-    """Training seconds until a metric is first at most a target."""
-    found = history.first_below(metric, target)
-    return None if found is None else found.seconds
-
-
-def elapsed(found: Evaluation | None) -> float | None:
-    """All seconds until an evaluation but those of evaluations: compilation and transfers too."""
-    return None if found is None else found.elapsed_seconds
-
-
 def final(history: History, metric: str = "error") -> float:
     """What a run ends with: the geometric mean of a metric over the last tenth of the evaluations.
 
@@ -109,41 +98,6 @@ def final(history: History, metric: str = "error") -> float:
 def lowest(history: History, metric: str = "error") -> float:
     """The lowest value of a metric during a run."""
     return min(e.metrics[metric] for e in history.evaluations)
-
-
-def compare_runs(alone: History, cascade: History) -> dict[str, Any]:
-    """Errors and times of two runs, and how many times faster the second is.
-
-    ``ratio``: all training seconds of the first run over those until the second first reaches what
-    the first ends with. ``ratio_with_compilation_and_transfers``: the same of all seconds but those
-    of evaluations. ``ratio_first_to_first``: the same target, but the first run's clock stops when
-    it first reaches it too. ``ratio_to_lowest``: both clocks until the lowest error that the first
-    run ever has.
-    """
-    target, least = final(alone), lowest(alone)
-    reached = seconds_to(cascade, target)
-    elapsed_reached = elapsed(cascade.first_below("error", target))
-    return {
-        "target_error": target,
-        "alone_seconds": alone.seconds,
-        "alone_lowest_error": least,
-        "alone_compile_seconds": alone.compile_seconds,
-        "alone_elapsed_seconds": alone.elapsed_seconds,
-        "cascade_seconds_to_target": reached,
-        "cascade_elapsed_seconds_to_target": elapsed_reached,
-        "cascade_seconds": cascade.seconds,
-        "cascade_compile_seconds": cascade.compile_seconds,
-        "cascade_transfer_seconds": cascade.transfer_seconds,
-        "cascade_elapsed_seconds": cascade.elapsed_seconds,
-        "cascade_final_error": final(cascade),
-        "cascade_lowest_error": lowest(cascade),
-        "ratio": ratio(alone.seconds, reached),
-        "ratio_with_compilation_and_transfers": ratio(alone.elapsed_seconds, elapsed_reached),
-        "ratio_first_to_first": ratio(seconds_to(alone, target), reached),
-        "ratio_to_lowest": ratio(seconds_to(alone, least), seconds_to(cascade, least)),
-        "curve_alone": curve(alone),
-        "curve_cascade": curve(cascade),
-    }
 
 
 def median_ratios(runs: Sequence[dict[str, Any]]) -> dict[str, float | None]:

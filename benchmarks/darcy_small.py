@@ -1,14 +1,14 @@
-"""Darcy flow on 16 x 16: our cascade, its finest network alone, and neuraloperator's incremental FNO.
+"""Darcy flow on 16 x 16: our cascade, our single networks, and neuraloperator's incremental FNO.
 
-The peer runs with the settings of its own example for this trainer and these data; its environment
-is made on demand. Our rate and schedule are chosen on a tenth of the training samples; then both
-train on all of them. Errors are relative L2 on the 50 test samples.
+Our sides race as in `race.py`, tuned on a tenth of the training samples, which they do not train on.
+The peer trains on all of them with the settings of its own example for this trainer and these data;
+its environment is made on demand. Errors are relative L2 on the 50 test samples; all clocks are
+processor seconds, the peer's without its set-up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -16,87 +16,102 @@ import jax
 import numpy as np
 from flax import nnx
 
-from common import compare_runs, median_ratios, parser, write_results
-from incremental_fno import compare_with_peer, evaluation_curve, incremental_fno_runs
-from operator_time_to_accuracy import CONSOLE, Case, Experiment, tune
+from common import median_ratios, parser, ratio, write_results
+from operator_time_to_accuracy import OperatorCourse, halved
 from opifex.data import OperatorData, load_darcy_small
-from opifex.models import FNO
-from opifex.viz import comparison_table
+from peers.environment import environment, run_peer
+from race import CONSOLE, race
 
-CASE = Case(
+REQUIREMENTS = (["torch==2.13.0"], ["neuraloperator==2.0.0"])
+
+
+def all_samples(count: int) -> OperatorData:
+    """Training samples, then test samples."""
+    train, test = load_darcy_small()
+    found = OperatorData(
+        *(np.concatenate(fields) for fields in zip(train, test, strict=True))  # type: ignore[arg-type]
+    )
+    assert len(found.inputs) == count
+    return found
+
+
+COURSE = OperatorCourse(
     "darcy_small",
-    train=1000,
-    validation=0,
+    all_samples,
+    train=900,
+    validation=100,
     test=50,
     modes=(4, 8),
     shapes=((8, 8), (16, 16)),
-    alone_epochs=20,
-    cascade_epochs=(5, 20),
     grid_kind="cell",
+    cascades=(
+        halved((0, 1), (0.1, 0.9)),
+        halved((0, 1), (0.4, 0.6)),
+    ),
+    rates=(1e-3, 3e-3, 1e-2),
+    budget=20.0,
 )
-
-
-def joined(*parts: OperatorData) -> OperatorData:
-    """Samples of several sets, one after the other."""
-    return OperatorData(
-        *(np.concatenate(fields) for fields in zip(*parts, strict=True))  # type: ignore[arg-type]
-    )
-
-
-def parameters(case: Case) -> int:
-    """Number of parameters of our finest network."""
-    model = FNO(
-        case.modes[-1], case.width, spatial_dims=2, append_coordinates=True, rngs=nnx.Rngs(0)
-    )
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def peer_runs(seeds: Sequence[int], folder: str | None) -> list[dict[str, Any]]:
     """The peer on every seed, on the file that comes with the package."""
+    python = environment("neuraloperator", REQUIREMENTS, folder)
     with resources.as_file(resources.files("opifex.data") / "files" / "darcy_small.npz") as data:
-        return incremental_fno_runs(data, seeds, folder)
+        arguments = ["neuraloperator_incremental.py", "--data", str(data), "--seed"]
+        return [run_peer(python, *arguments, str(seed)) for seed in seeds]
+
+
+def compare_with_peer(
+    peer_curve: Sequence[Sequence[float]], ours: dict[str, Any]
+) -> dict[str, Any]:
+    """How much sooner a run of ours first reaches the lowest test error that the peer ever has.
+
+    Args:
+        peer_curve: seconds and error after every epoch of the peer.
+        ours: a run, as `race.outcome` gives it.
+
+    Returns:
+        Errors, seconds and ratios; a missing value means that the error was not reached.
+    """
+    best_seconds, best = min(peer_curve, key=lambda point: point[1])
+    training, elapsed = next(
+        ((seconds, elapsed) for seconds, elapsed, _, error in ours["curve"] if error <= best),
+        (None, None),
+    )
+    return {
+        "peer_best_error": best,
+        "peer_seconds_to_best": best_seconds,
+        "peer_final_error": peer_curve[-1][1],
+        "seconds_to_peer_best": elapsed,
+        "cascade_final_error": ours["final_error"],
+        "ratio_to_peer": ratio(best_seconds, elapsed),
+        "ratio_to_peer_training": ratio(best_seconds, training),
+        "curve_peer": peer_curve,
+    }
 
 
 def main() -> None:
-    """Tune, run the three sides on all seeds."""
+    """Race our sides, run the peer, compare."""
     options = parser(__doc__)
     options.add_argument("--peers", help="folder for the peers' environments")
     given = options.parse_args()
-    train, test = load_darcy_small()
-    data = joined(train, test)
-    best_alone, best_cascade, trials = tune(
-        Experiment(replace(CASE, train=900, validation=100), data)
-    )
     peers = peer_runs(given.seeds, given.peers)
-    experiment = Experiment(CASE, data)
-    error = experiment.error(experiment.test)
-    runs: list[dict[str, Any]] = []
-    for seed, peer in zip(given.seeds, peers, strict=True):
-        one = experiment.alone(best_alone["rate"], best_alone["schedule"], seed, error)
-        many = experiment.cascade(best_cascade["rate"], best_cascade["schedule"], seed, error)
-        runs.append(
-            {
-                "seed": seed,
-                **compare_with_peer(peer["curve"], evaluation_curve(many)),
-                **compare_runs(one, many),
-                "curve_peer": peer["curve"],
-            }
-        )
-        shown = [{k: v for k, v in r.items() if not k.startswith("curve")} for r in runs]
-        for row in shown:
-            CONSOLE.print(row)
-    summary = median_ratios(runs)
-    CONSOLE.print(comparison_table([{k: str(v) for k, v in summary.items()}], title="medians"))
+    result = race(COURSE, given.seeds)
+    low = result["targets"][0]["runs"]
+    runs = [
+        {"seed": run["seed"], **compare_with_peer(peer["curve"], run["cascade"])}
+        for run, peer in zip(low, peers, strict=True)
+    ]
+    for run in runs:
+        CONSOLE.print({k: v for k, v in run.items() if not k.startswith("curve")})
+    size = sum(p.size for p in jax.tree.leaves(nnx.state(COURSE.network(1, 0), nnx.Param)))
     write_results(
         "darcy_small",
-        settings={k: v for k, v in vars(CASE).items() if k != "name"},
-        parameters={"ours": parameters(CASE), "peer": peers[0]["parameters"]},
-        peer={"neuraloperator": "2.0.0", "torch": peers[0]["torch"]},
-        tuning=trials,
-        alone=best_alone,
-        cascade=best_cascade,
+        **result,
         runs=runs,
-        median=summary,
+        median=median_ratios(runs),
+        parameters={"ours": size, "peer": peers[0]["parameters"]},
+        peer={"neuraloperator": "2.0.0", "torch": peers[0]["torch"]},
     )
 
 

@@ -1,29 +1,31 @@
-"""PINNs of jinns against our cascade of Levenberg-Marquardt: Helmholtz, Burgers, Allen-Cahn.
+"""PINNs of jinns on the problems of `second_order.py`: Helmholtz, Burgers, Allen-Cahn.
 
-Both sides are measured in one command on one core, in float64, by the relative L2 error on the grid
-of `second_order.py`, which no training sees. Our side is its method ``lm-cascade``. The peer runs
-in an environment of its own, made on demand.
+In float64, measured by the relative L2 error on the grid of `second_order.py`, which no training sees.
+Every run is a fresh process on one core with one thread, in an environment made on demand, and gets the
+processor seconds, compilation included, of ``lm-alone`` in the results of `second_order.py`: the same
+budget as the methods of `rivals.py`.
 
-Settings of jinns, and where they come from:
+What jinns documents: of our problems only Burgers' equation, with viscosity 1/(100 pi), in the notebook
+"Burgers equation in 1D (PINN & SPINN)" (Notebooks/PDE/1D_non_stationary_Burgers.ipynb in its
+repository, mirror revision 092d8211) and its introduction. It has no example for Allen-Cahn or
+Helmholtz, and for Poisson only an inverse problem.
 
-- Burgers with viscosity 1/(100 pi) is an example of jinns's documentation, the notebook "Burgers
-  equation in 1D (PINN & SPINN)" (Notebooks/PDE/1D_non_stationary_Burgers.ipynb in its repository,
-  mirror revision 092d8211). All of its settings for the PINN are used: float64; a network with
-  three hidden layers of 16 and tanh; 900 interior, 2000 border (1000 times at both ends) and 2000
-  initial points, uniformly random, all of them in every iteration; weights 1 for equation, initial
-  and boundary condition; ``vanilla_ngd()``, natural gradient with its defaults (ridge 1e-5, at most
-  15 steps of backtracking), 300 iterations. That optimizer is also what the front page of the
-  documentation recommends as the default since version 1.9.
-- jinns has no example for Allen-Cahn or for Helmholtz as forward problems. They run with the same
-  settings; the equations, and periodicity for Allen-Cahn, are written as its own kinds of loss.
-- ``jinns, our weights`` is the same with the weights that our problems give to the conditions.
+- ``jinns``: all settings of that notebook for the PINN: a network with three hidden layers of 16 and
+  tanh; 900 interior, 2000 border (1000 times at both ends) and 2000 initial points, uniformly random,
+  all of them in every iteration; weights 1 for equation, initial and boundary condition;
+  ``vanilla_ngd()``, natural gradient with its defaults (ridge 1e-5, at most 15 steps of backtracking),
+  300 iterations. That optimizer is also what the front page of the documentation recommends. For the
+  other two problems these are settings that nobody recommended; the equations, and periodicity for
+  Allen-Cahn, are written as its own kinds of loss.
+- ``jinns, our weights``: the same with the weights that our problems give to the conditions.
+- ``jinns, trial functions``: conditions by construction, through input and output transforms as in its
+  notebook on pipe flow with hard constraints; trial function, widths and points are those of
+  ``lm-alone`` (at its start: jinns keeps its points). Only its optimizer and its loop are left.
 
-With the random keys of the notebook the peer's script gives the losses that the notebook prints
-(0.504458257302837 at first, 1.7184e-07 at last), which the results record under ``check``.
-
-After the documented iterations the peer goes on with the same settings until it has trained as
-many seconds as our side of the same seed, so that a row also says what it reaches in equal time. Elapsed
-seconds are all but those of evaluations: with set-up, compilation and our transfers.
+After the documented iterations a run goes on with the same settings until the budget is spent; a row
+has both errors. With the random keys of the notebook the peer's script gives the losses that the
+notebook prints, which the results record under ``check``. Finished runs are kept: a command that was
+interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -31,26 +33,34 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from common import median, parser, write_results
+from common import command, parser, read_results, write_results
 from opifex.problems import AllenCahn, Burgers, Helmholtz, Problem
-from peers.environment import environment, run_peer
-from second_order import CASES, Case, Run, methods
+from peers.environment import environment, first_core, on_cores, run_peer
+from rivals import budget_of, show, write_reference
+from second_order import CASES, Run, data_of
 
 CONSOLE = Console(width=140)
+ROOT = Path(__file__).parents[1]
 VERSION = "1.10.2"
-REQUIREMENTS = ([f"jinns=={VERSION}"],)
+REQUIREMENTS = (
+    [
+        *("--constraint", str(ROOT / "constraints.txt")),
+        *("--editable", str(ROOT)),
+        f"jinns=={VERSION}",
+    ],
+)
 PROBLEMS = ("helmholtz", "burgers", "allen-cahn")
 ITERATIONS = 300
-SECONDS_CAP = 600.0
 PRINTED_LOSSES = (0.504458257302837, 1.7184374969268857e-07)  # in the notebook, first and last
-OURS, DOCUMENTED, WEIGHTED = "opifex lm-cascade", "jinns", "jinns, our weights"
+DOCUMENTED, WEIGHTED, TRIAL = "jinns", "jinns, our weights", "jinns, trial functions"
+METHODS = (DOCUMENTED, WEIGHTED, TRIAL)
 
 
 def constants_of(problem: Problem) -> dict[str, float]:
@@ -67,73 +77,32 @@ def constants_of(problem: Problem) -> dict[str, float]:
     return {name: getattr(problem, name) for name in names}
 
 
-def weights_of(problem: Problem, ours: bool) -> dict[str, float]:
+def weights_of(problem: Problem, method: str) -> dict[str, float]:
     """Weights of the peer's loss terms: 1 as in its documentation, or those of our problem."""
+    if method == TRIAL:
+        return {"dyn_loss": 1.0}
     names = ["dyn_loss", "boundary_loss"]
     if not isinstance(problem, Helmholtz):
         names.insert(1, "initial_condition")
     return {
-        name: float(term.weight) if ours else 1.0
+        name: float(term.weight) if method == WEIGHTED else 1.0
         for name, term in zip(names, problem.terms, strict=True)
     }
 
 
-def thinned(curve: list[Any], most: int = 60) -> list[list[float]]:
-    """At most so many points of a curve, with its last, to four digits."""
-    stride = -(-len(curve) // (most - 1))
-    return [[float(f"{x:.4g}") for x in point] for point in [*curve[:-1:stride], curve[-1]]]
-
-
-def our_row(run: Run, target: float) -> dict[str, Any]:
-    """What our side did."""
-    row = run.row(target)
-    curve = [[c["seconds"], c["elapsed_seconds"], c["error"]] for c in run.curve]
-    kept = ("seconds", "elapsed_seconds", "processor_seconds_with_compilation")
-    reached = ("seconds_to_target", "elapsed_seconds_to_target")
-    return {
-        "error": row["error"],
-        "lowest_error": row["lowest_error"],
-        **{name: row[name] for name in (*kept, *reached)},
-        "curve": thinned(curve),
-    }
-
-
-def peer_row(result: dict[str, Any], target: float) -> dict[str, Any]:
-    """What the peer did: after the documented iterations, and at the end of its longer training."""
-    curve = result["curve"]
-    documented = curve[min(ITERATIONS, len(curve)) - 1]
-    reached = next((c for c in curve if c[3] <= target), None)
-    return {
-        "error": documented[3],
-        "iterations": documented[0],
-        "seconds": documented[1],
-        "elapsed_seconds": documented[2],
-        "lowest_error": min(c[3] for c in curve),
-        "seconds_to_target": reached and reached[1],
-        "elapsed_seconds_to_target": reached and reached[2],
-        "longer_error": curve[-1][3],
-        "longer_iterations": curve[-1][0],
-        "longer_seconds": curve[-1][1],
-        "longer_elapsed_seconds": curve[-1][2],
-        "compile_seconds": result["compile_seconds"],
-        "processor_seconds": result["processor_seconds"],
-        "curve": [c[1:] for c in thinned(curve)],
-    }
-
-
-def export(name: str, problem: Problem, folder: Path) -> Path:
-    """Write the points and the solution that errors are measured with."""
-    grid = problem.evaluation_points()
-    data = folder / f"{name}.npz"
-    np.savez(data, points=np.asarray(grid), exact=np.asarray(problem.exact(grid)))
-    return data
-
-
-def peer_arguments(name: str, problem: Problem, data: Path, *, ours: bool = False) -> list[str]:
+def peer_arguments(name: str, method: str, seed: int, folder: Path) -> list[str]:
     """What the peer's script needs to know of a problem."""
-    weights, constants = json.dumps(weights_of(problem, ours)), json.dumps(constants_of(problem))
-    known = ["--problem", name, "--data", str(data), "--weights", weights]
-    return [*known, "--constants", constants, "--iterations", str(ITERATIONS)]
+    case = CASES[name]
+    weights = json.dumps(weights_of(case.problem, method))
+    constants = json.dumps(constants_of(case.problem))
+    known = ["--problem", name, "--data", str(folder / f"{name}.npz"), "--seed", str(seed)]
+    known += ["--weights", weights, "--constants", constants, "--iterations", str(ITERATIONS)]
+    if method != TRIAL:
+        return known
+    finest, path = case.levels[-1], folder / f"{name}-{seed}.npz"
+    with jax.enable_x64(True):
+        np.savez(path, interior=np.asarray(data_of(case, finest, seed)[0])[:, :2])
+    return [*known, "--interior", str(path), "--hidden", json.dumps(finest.hidden)]
 
 
 def check_notebook(python: Path, folder: Path) -> dict[str, Any]:
@@ -142,112 +111,100 @@ def check_notebook(python: Path, folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: if a loss differs by more than one in a thousand.
     """
-    problem = CASES["burgers"].problem
-    arguments = peer_arguments("burgers", problem, export("check", problem, folder))
-    result = run_peer(python, "jinns_pinns.py", *arguments, "--seed", "2", "--notebook-keys")
-    losses = (result["first_loss"], result["final_loss"])
+    arguments = peer_arguments("burgers", DOCUMENTED, 2, folder)
+    result = run_peer(python, "jinns_pinns.py", *arguments, "--notebook-keys")
+    losses = [result["first_loss"], result["final_loss"]]
     if not np.allclose(losses, PRINTED_LOSSES, rtol=1e-3, atol=0):
         raise RuntimeError(f"losses {losses} are not those of the notebook, {PRINTED_LOSSES}")
-    row = peer_row(result, CASES["burgers"].target)
-    kept = {name: row[name] for name in ("error", "iterations", "seconds")}
-    return {"losses": losses, "printed_losses": PRINTED_LOSSES, **kept}
+    last = result["curve"][-1]
+    kept = {"error": last["error"], "iterations": last["steps"], "seconds": last["seconds"]}
+    return {"losses": losses, "printed_losses": list(PRINTED_LOSSES), **kept}
 
 
-def compare(
-    name: str, case: Case, seeds: list[int], python: Path, folder: Path
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All rows of a problem, and what the peer says of itself."""
-    data = export(name, case.problem, folder)
-    rows: list[dict[str, Any]] = []
-    peer: dict[str, Any] = {}
-    for seed in seeds:
-        ours = our_row(methods(case)["lm-cascade"](seed, None), case.target)
-        found = {OURS: ours}
-        for method in (DOCUMENTED, WEIGHTED):
-            weighted = method == WEIGHTED
-            peer = run_peer(
-                python,
-                "jinns_pinns.py",
-                *peer_arguments(name, case.problem, data, ours=weighted),
-                *("--seed", str(seed), "--seconds", str(ours["seconds"])),
-                *("--cap", str(SECONDS_CAP)),
-            )
-            weights = weights_of(case.problem, weighted)
-            found[method] = {"weights": weights, **peer_row(peer, case.target)}
-        for method, row in found.items():
-            label = {"problem": name, "method": method, "seed": seed, "target": case.target}
-            rows.append(label | row)
-            CONSOLE.print({k: v for k, v in rows[-1].items() if k != "curve"})
-    return rows, peer
-
-
-def summary_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the seeds of every method on every problem."""
-    found = []
-    for problem in dict.fromkeys(row["problem"] for row in rows):
-        for method in (OURS, DOCUMENTED, WEIGHTED):
-            mine = [r for r in rows if (r["problem"], r["method"]) == (problem, method)]
-            names = ("error", "seconds", "elapsed_seconds", "seconds_to_target")
-            longer = ("longer_error", "longer_seconds") if method != OURS else ()
-            medians = {n: median([r[n] for r in mine]) for n in (*names, *longer)}
-            found.append({"problem": problem, "method": method, **medians})
-    return found
-
-
-def show(summary: list[dict[str, Any]]) -> None:
-    """Print the medians as a table."""
-    table = Table(title="medians over the seeds")
-    columns = list(summary[1])
-    for column in columns:
-        table.add_column(column.replace("_", " "))
-    for row in summary:
-        cells = [row.get(c) for c in columns]
-        table.add_row(
-            *("-" if c is None else c if isinstance(c, str) else f"{c:.3g}" for c in cells)
-        )
-    CONSOLE.print(table)
+def row_of(key: dict[str, Any], budget: float, found: dict[str, Any]) -> dict[str, Any]:
+    """A run as a row: at the end of the budget, and after the documented iterations."""
+    case, curve = CASES[key["problem"]], found["curve"]
+    documented = curve[min(ITERATIONS, len(curve)) - 1]
+    return {
+        **key,
+        "target": case.target,
+        "documented_problem": key["problem"] == "burgers",
+        "weights": weights_of(case.problem, key["method"]),
+        "budget": budget,
+        "command": command(),
+        "documented_error": documented["error"],
+        "documented_iterations": documented["steps"],
+        "documented_processor_seconds": documented["processor_seconds"],
+        **{name: found[name] for name in ("compile_seconds", "steps", "parameters", "versions")},
+        **Run(curve, found["compile_seconds"]).row(case.target),
+    }
 
 
 def main() -> None:
-    """Run both sides on the chosen problems and seeds."""
+    """Make the runs that are not recorded yet."""
     options = parser(__doc__)
     options.add_argument("--problem", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    options.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     options.add_argument("--peers", help="folder for the peers' environments")
+    options.add_argument("--cores", type=int, nargs="+", default=[first_core()])
     options.add_argument("--dry-run", action="store_true", help="do not write the results")
     given = options.parse_args()
     python = environment("jinns", REQUIREMENTS, given.peers)
-    rows: list[dict[str, Any]] = []
-    peer: dict[str, Any] = {}
-    with jax.enable_x64(True), tempfile.TemporaryDirectory() as folder:
-        check = check_notebook(python, Path(folder))
-        CONSOLE.print({"notebook": check})
-        for name in given.problem:
-            found, peer = compare(name, CASES[name], given.seeds, python, Path(folder))
-            rows += found
-    summary = summary_of(rows)
-    show(summary)
-    if given.dry_run:
-        return
-    write_results(
-        "jinns",
-        peer={
-            "versions": peer["versions"],
-            "parameters": peer["parameters"],
-            "settings": {
-                "precision": "float64",
-                "hidden": [16, 16, 16],
-                "activation": "tanh",
-                "points": {"interior": 900, "border": 2000, "initial": 2000},
-                "optimizer": "jinns.optimizers.vanilla_ngd()",
-                "iterations": ITERATIONS,
-                "seconds_cap": SECONDS_CAP,
-            },
-        },
-        ours={name: [vars(level) for level in CASES[name].levels] for name in given.problem},
-        check=check,
-        median=summary,
-        rows=rows,
-    )
+    recorded = read_results("jinns") or {}
+    # Rows of earlier versions of this benchmark have no budget.
+    rows: list[dict[str, Any]] = [r for r in recorded.get("rows", []) if "budget" in r]
+    check, lock = recorded.get("check") if rows else None, Lock()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for problem in {*given.problem, "burgers"}:
+            write_reference(problem, folder)
+        if check is None:
+            check = check_notebook(python, folder)
+            CONSOLE.print({"notebook": check})
+        keys = [
+            {"problem": problem, "method": method, "seed": seed}
+            for problem in given.problem
+            for method in given.method
+            for seed in given.seeds
+        ]
+        missing = [key for key in keys if not any(key.items() <= row.items() for row in rows)]
+
+        def work(key: dict[str, Any], core: int) -> None:
+            arguments = peer_arguments(key["problem"], key["method"], key["seed"], folder)
+            budget = budget_of(key["problem"])
+            found = run_peer(
+                python, "jinns_pinns.py", *arguments, "--budget", str(budget), core=core
+            )
+            with lock:
+                rows.append(row_of(key, budget, found))
+                rows.sort(
+                    key=lambda r: (
+                        PROBLEMS.index(r["problem"]),
+                        METHODS.index(r["method"]),
+                        r["seed"],
+                    )
+                )
+                CONSOLE.print({k: v for k, v in rows[-1].items() if k != "curve"})
+                if not given.dry_run:
+                    write_results(
+                        "jinns",
+                        peer={
+                            "versions": rows[-1]["versions"],
+                            "settings": {
+                                "precision": "float64",
+                                "hidden": [16, 16, 16],
+                                "activation": "tanh",
+                                "points": {"interior": 900, "border": 2000, "initial": 2000},
+                                "optimizer": "jinns.optimizers.vanilla_ngd()",
+                                "iterations": ITERATIONS,
+                            },
+                        },
+                        check=check,
+                        rows=rows,
+                    )
+
+        on_cores(given.cores, missing, work)
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""The sections of the page of results: where each comes from, its title, what it says, its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tables import (
+    PROCESSOR,
+    Results,
+    against_jinns,
+    by_method,
+    growth,
+    peer_race,
+    plain,
+    races,
+)
+
+SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
+    (
+        "pinn_poisson",
+        "Poisson PINN",
+        "The page's problem, tanh networks of two and three hidden layers, Adam. Smaller networks get "
+        "fewer points.",
+        races,
+    ),
+    (
+        "pinn_helmholtz",
+        "Helmholtz PINN",
+        "k = 4 pi, a smooth part and a wave of half-period 1/4; sums of three bands of sines, Adam. "
+        "Tanh networks with the problem's own boundary weight learn nothing in this time.",
+        races,
+    ),
+    (
+        "operator_burgers",
+        "Burgers operator",
+        "Viscosity 0.1, 512 samples, grids from 64 to 512 points.",
+        races,
+    ),
+    (
+        "operator_burgers-fronts",
+        "Burgers operator with fronts",
+        "The same with viscosity 0.01, whose fronts coarse grids hardly represent.",
+        races,
+    ),
+    (
+        "operator_darcy",
+        "Darcy operator on 128 x 128",
+        "Binary permeability, 1000 samples of the package's finite-volume solver, random symmetries of "
+        "the square for both sides, grids from 32 x 32 to 128 x 128.",
+        races,
+    ),
+    (
+        "darcy_small",
+        "Darcy operator on 16 x 16, with neuraloperator",
+        "The peer's own small data set; the peer with the settings of its example for its incremental "
+        "trainer, until its best test error. Our sides train on nine tenths of the samples and tune on "
+        "the rest; the peer trains on all.",
+        peer_race,
+    ),
+    (
+        "overhead",
+        "Overhead of the loop",
+        "Against a bare hand-written `jit(scan)`. Goal: at most 1.05.",
+        plain(),
+    ),
+    (
+        "namesake",
+        "Against the namesake on PyPI",
+        "Its documented loop, whose steps are not compiled, against `fit`, whose steps are: the ratio "
+        "is mostly that of compiled to uncompiled code.",
+        plain(),
+    ),
+    (
+        "laplacian",
+        "Laplacian",
+        "A compiled PINN step of a 3 x 128 tanh network on 1000 points. Goal: at least twice as fast "
+        "as the trace of `jax.hessian`.",
+        plain(),
+    ),
+    (
+        "transfer_choices",
+        "Transitions",
+        "Prolongation and optimizer state on the page's Poisson problem, Adam 1e-3, 400 + 600 + 1000 "
+        "steps. Jumps and peaks are relative to the loss before the transition.",
+        plain(),
+    ),
+    (
+        "second_order",
+        "Second-order smoothers",
+        "PINNs in float64, one core. Poisson is the page's; Burgers' has viscosity 0.01/pi; all but "
+        "Poisson use the problem's trial function, for every method. `lm` is Levenberg-Marquardt, "
+        "`lm-continuation` has the finest network on every level. All methods get the processor "
+        "seconds of `lm-cascade`; wall times are not shown, since other programs shared the core.",
+        lambda results: by_method(results, PROCESSOR),
+    ),
+    (
+        "rivals",
+        "Rivals of second order",
+        "Other methods on the same problems, evaluation grid and machine, tuned on another seed by the "
+        "validation loss, within the processor seconds of `lm-alone`. Random features solve a linear "
+        "problem once, with the problem's trial function; they have points and features of their own.",
+        lambda results: by_method(results, PROCESSOR),
+    ),
+    (
+        "jinns",
+        "Second order against jinns",
+        "`jinns` with the settings of its Burgers notebook (natural gradient), the only one of these "
+        "problems that it documents, with its weights of 1 and with ours. It trains its conditions, as "
+        "its notebook does; ours holds by construction.",
+        against_jinns,
+    ),
+    (
+        "multistage_fit",
+        "Residual correction",
+        "Fit of a smooth function in stages, float64. Goal: at most 1e-12 in at most four stages.",
+        plain("seed", "error after each stage", "held-out error", "seconds with compilation"),
+    ),
+    (
+        "cycles",
+        "Cycles",
+        "V-cycle, W-cycle, full multigrid against cascade and finest alone at equal work.",
+        plain(),
+    ),
+    ("cost_growth", "How cost grows", "Seconds and memory of one step.", growth),
+]
+
+OLD_CORE = "Measured with an earlier state of the training core; not repeated since."
+OLD_SOLVERS = (
+    "Measured before the references were made exact and the solvers were rewritten to work in blocks; "
+    "not repeated since. The reference of Allen-Cahn was then wrong by 1e-5, about the size of the "
+    "smallest of its errors here."
+)
+STALE = {
+    "transfer_choices": OLD_CORE,
+    "cycles": OLD_CORE,
+    "multistage_fit": OLD_CORE,
+    "cost_growth": OLD_CORE,
+    "second_order": OLD_SOLVERS,
+    "jinns": OLD_SOLVERS,
+}
+"""What a reader has to know of results that are not of the present state."""

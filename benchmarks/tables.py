@@ -1,0 +1,193 @@
+"""How the results of each benchmark are shown in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from common import median
+
+Results = dict[str, Any]
+
+
+def number(value: Any) -> str:
+    """A number for a table; a missing one is 'not reached'."""
+    if value is None:
+        return "not reached"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, Sequence):
+        return ", ".join(number(entry) for entry in value)
+    magnitude = abs(float(value))
+    if magnitude and (magnitude < 1e-2 or magnitude >= 1e4):
+        return f"{value:.2e}"
+    return f"{value:.3g}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table in Markdown."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(number(row[name]) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def origin(results: Results) -> str:
+    """Where the numbers come from."""
+    used = results["versions"]
+    rows = results.get("rows", [])
+    commands = dict.fromkeys(row["command"] for row in rows if "command" in row)
+    given = "`, `".join(commands or [results["command"]])
+    return (
+        f"`{given}`, JAX {used['jax']}, Flax {used['flax']}, Optax {used['optax']}, "
+        f"Python {used['python']}; {used['machine']}."
+    )
+
+
+def race_rows(results: Results) -> list[dict[str, Any]]:
+    """One row per target of a race between a cascade and single networks."""
+    return [
+        {
+            "target error": target["target"],
+            "best single network, s": middle_time(target, "single"),
+            "finest network alone, s": middle_time(target, "finest"),
+            "cascade, s": middle_time(target, "cascade"),
+            "single / cascade": spread(target["ratios"]["single_over_cascade"]),
+            "training alone": spread(target["ratios"]["single_over_cascade_training"]),
+            "finest / cascade": spread(target["ratios"]["finest_over_cascade"]),
+        }
+        for target in results["targets"]
+    ]
+
+
+def middle_time(target: Mapping[str, Any], side: str) -> float | None:
+    """The median time to the target; a run that never reached it took infinitely long."""
+    return median([run[side]["seconds"] for run in target["runs"]])
+
+
+def spread(ratio: Mapping[str, Any]) -> str:
+    """Median and lower quartile."""
+    if ratio["median"] is None:
+        return "neither reached it"
+    found = f"{number(ratio['median'])} ({number(ratio['lower_quartile'])})"
+    return found if not ratio["neither"] else f"{found}, {ratio['neither']} without"
+
+
+def races(results: Results) -> str:
+    """A race between a cascade and single networks: the summary, then every seed."""
+    parts = [table(race_rows(results))]
+    for target in results["targets"]:
+        rows = [
+            {
+                "seed": run["seed"],
+                **{f"{side}: s": run[side]["seconds"] for side in ("single", "finest", "cascade")},
+                "single / cascade": run["single_over_cascade"],
+                **{
+                    f"{side} ends with": run[side]["final_error"]
+                    for side in ("single", "finest", "cascade")
+                },
+            }
+            for run in target["runs"]
+        ]
+        chosen = "; ".join(f"{side}: {entry}" for side, entry in target["entries"].items())
+        parts.append(f"To {number(target['target'])} ({chosen}):\n\n{table(rows)}")
+    tried = sorted({row["entry"].split(", rate")[0] for row in results["tuning"]})
+    trials = [
+        sum(row["side"] == side for row in results["tuning"]) for side in ("single", "cascade")
+    ]
+    parts.append(
+        f"Tuned over {trials[0]} entries of single networks and {trials[1]} of cascades, of at most "
+        f"{results['budget']:.0f} processor seconds of training each: {'; '.join(tried)}."
+    )
+    return "\n\n".join(parts)
+
+
+def plain(*columns: str) -> Callable[[Results], str]:
+    """The rows of a result, without nested columns."""
+
+    def show(results: Results) -> str:
+        rows = results["rows"]
+        names = columns or [k for k, v in rows[0].items() if not isinstance(v, list | dict)]
+        return table([{name.replace("_", " "): row[name] for name in names} for row in rows])
+
+    return show
+
+
+def peer_race(results: Results) -> str:
+    """Our cascade and our single networks against the peer."""
+    columns = {
+        "seed": "seed",
+        "peer's best error": "peer_best_error",
+        "peer, s": "peer_seconds_to_best",
+        "cascade to it, s": "seconds_to_peer_best",
+        "peer / cascade": "ratio_to_peer",
+        "training alone": "ratio_to_peer_training",
+        "cascade ends with": "cascade_final_error",
+        "peer ends with": "peer_final_error",
+    }
+    rows = [{title: run[name] for title, name in columns.items()} for run in results["runs"]]
+    count = results["parameters"]
+    return (
+        f"{table(rows)}\n\nParameters: ours {count['ours']}, peer {count['peer']}. Peer: "
+        f"neuraloperator {results['peer']['neuraloperator']} on torch {results['peer']['torch']}."
+        f"\n\nAgainst single networks of ours:\n\n{races(results)}"
+    )
+
+
+def growth(results: Results) -> str:
+    """Cost of a step, and what levels cost."""
+    return (
+        plain()(results)
+        + "\n\n![cost of a step](images/cost_growth.png)\n\nThe whole cascade, 50 steps per level:\n\n"
+        + table(results["levels"])
+    )
+
+
+PROCESSOR = {
+    "processor seconds, with compilation": "processor_seconds_with_compilation",
+    "of which to goal": "processor_seconds_to_target",
+}
+
+
+def middle(rows: Sequence[Mapping[str, Any]], name: str) -> float | str | None:
+    """The median of a field over the seeds; a dash where no row has it."""
+    found = [row[name] for row in rows if name in row]
+    return median(found) if found else "-"
+
+
+def by_method(results: Results, fields: Mapping[str, str]) -> str:
+    """One row per problem and method: the errors of all seeds, and medians of other fields.
+
+    Args:
+        results: whose rows to show.
+        fields: title to name of these fields.
+    """
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for row in results["rows"]:
+        groups.setdefault((row["problem"], row["method"]), []).append(row)
+
+    def line(problem: str, method: str, rows: Sequence[Any]) -> dict[str, Any]:
+        return {
+            "problem": problem,
+            "method": method,
+            "errors of seeds " + ", ".join(sorted({str(r["seed"]) for r in results["rows"]})): [
+                f"{row['error']:.1e}" for row in rows
+            ],
+            "goal": f"{rows[0]['target']:.0e}",
+            **{title: middle(rows, name) for title, name in fields.items()},
+        }
+
+    return table([line(*key, rows) for key, rows in groups.items()])
+
+
+def against_jinns(results: Results) -> str:
+    """Both sides, and what the peer's script was checked against."""
+    check = results["check"]
+    return (
+        by_method(results, PROCESSOR)
+        + "\n\nWith the random keys of its own notebook the peer's script gives the losses that the "
+        + f"notebook prints, and an error of {number(check['error'])} for Burgers' equation. "
+        + f"jinns {results['peer']['versions']['jinns']}."
+    )
