@@ -193,7 +193,7 @@ class OperatorCourse(Course):
 def burgers(viscosity: float) -> Callable[[int], OperatorData]:
     """Samples of Burgers' equation on 512 points."""
     return lambda samples: generate_burgers_operator_data(
-        samples, 512, viscosity=viscosity, num_steps=400, progress=True
+        samples, 512, viscosity=viscosity, progress=True
     )
 
 

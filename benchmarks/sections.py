@@ -33,13 +33,15 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
     (
         "operator_burgers",
         "Burgers operator",
-        "Viscosity 0.1, 512 samples, grids from 64 to 512 points.",
+        "Viscosity 0.1, 512 samples, grids from 64 to 512 points. The samples were solved with an "
+        "earlier solver in time steps, exact to about 1e-8.",
         races,
     ),
     (
         "operator_burgers-fronts",
         "Burgers operator with fronts",
-        "The same with viscosity 0.01, whose fronts coarse grids hardly represent.",
+        "The same with viscosity 0.01, whose fronts coarse grids hardly represent; the samples are "
+        "from the earlier solver, too.",
         races,
     ),
     (

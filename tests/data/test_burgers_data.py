@@ -27,10 +27,12 @@ def cole_hopf(initial, viscosity, time):
 @pytest.mark.parametrize(("viscosity", "time"), [(0.1, 1.0), (0.02, 0.5)])
 def test_agrees_with_the_cole_hopf_solution(viscosity, time):
     initial = gaussian_random_field(4, 512, scale=25.0, modes=64, random_mean=False, seed=1)
-    u = solve_burgers(initial, viscosity=viscosity, final_time=time, num_steps=400)
-    # The errors of the time steps, see the fourth order below.
+    u = solve_burgers(initial, viscosity=viscosity, final_time=time)
+    # The same formula in another discretisation; the solver promises 1e-10 of the initial values.
     for row, start in zip(u, initial, strict=True):
-        np.testing.assert_allclose(row, cole_hopf(start, viscosity, time), atol=2e-8)
+        np.testing.assert_allclose(
+            row, cole_hopf(start, viscosity, time), atol=1e-9 * np.abs(start).max()
+        )
 
 
 def test_agrees_with_an_implicit_solver_in_physical_space():
@@ -49,33 +51,21 @@ def test_agrees_with_an_implicit_solver_in_physical_space():
         rtol=1e-9,
         atol=1e-11,
     ).y[:, -1]
-    ours = solve_burgers(initial[None], viscosity=viscosity, final_time=0.3, num_steps=200)
+    ours = solve_burgers(initial[None], viscosity=viscosity, final_time=0.3)
     # The two discretisations differ in space: what they truncate has size 1e-7 here.
     np.testing.assert_allclose(ours[0], solution, atol=1e-5)
-
-
-def test_time_stepping_is_of_fourth_order():
-    x = np.arange(64) / 64
-    initial = np.sin(2 * np.pi * x)[None]
-
-    def solve(steps):
-        return solve_burgers(initial, viscosity=0.02, final_time=0.4, num_steps=steps)
-
-    exact = solve(1280)
-    errors = [np.abs(solve(steps) - exact).max() for steps in (40, 80, 160)]
-    orders = np.log2(np.divide(errors[:-1], errors[1:]))
-    assert np.all(orders > 3.7), orders
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 63), st.integers(0, 1000))
 def test_mean_is_kept_energy_decays_and_translations_commute(shift, seed):
     initial = gaussian_random_field(2, 64, scale=25.0, modes=16, seed=seed)
-    u = solve_burgers(initial, num_steps=50)
-    size, allowed = np.linalg.norm(initial), rounding(np.float64, operations=50)
+    u = solve_burgers(initial)
+    # The solver promises 1e-10 of the largest initial value, at each point.
+    size, allowed = np.linalg.norm(initial), 1e-9
     assert distance(u.mean(axis=1), initial.mean(axis=1), scale=size) <= allowed
     assert np.all(u.var(axis=1) < initial.var(axis=1))
-    moved = solve_burgers(np.roll(initial, shift, axis=1), num_steps=50)
+    moved = solve_burgers(np.roll(initial, shift, axis=1))
     assert distance(moved, np.roll(u, shift, axis=1), scale=size) <= allowed
 
 
@@ -104,9 +94,9 @@ def test_generation_is_cached(tmp_path, monkeypatch):
     [
         ({"num_samples": 0}, ValueError, "num_samples must be at least 1"),
         ({"resolution": 0}, ValueError, "resolution must be at least 1"),
+        ({"resolution": 2}, ValueError, "resolution must be at least 3"),
         ({"viscosity": 0.0}, ValueError, "viscosity must be positive"),
         ({"final_time": -1.0}, ValueError, "final_time must be positive"),
-        ({"num_steps": 0}, ValueError, "num_steps must be at least 1"),
         ({"smoothness": 0.0}, ValueError, "smoothness must be positive"),
         ({"inverse_length": 0.0}, ValueError, "inverse_length must be positive"),
         ({"scale": 0.0}, ValueError, "scale must be positive"),
@@ -126,5 +116,5 @@ def test_bad_solver_input():
     with pytest.raises(ValueError, match="initial must hold finite numbers"):
         solve_burgers(np.full((1, 4), np.nan))
     rough = 1e3 * gaussian_random_field(1, 128, scale=25.0, seed=0)
-    with pytest.raises(ValueError, match="num_steps=2 is too small"):
-        solve_burgers(rough, viscosity=1e-4, final_time=10.0, num_steps=2)
+    with pytest.raises(ValueError, match="viscosity must be at least"):
+        solve_burgers(rough, viscosity=1e-4, final_time=10.0)

@@ -131,7 +131,7 @@ def test_jacobian_is_that_of_the_residual_vector():
         terms = (ResidualTerm("interior", laplace), TERMS[1], vector_term)
         points = (cloud(0, 6), cloud(1, 3), cloud(2, 4))
         problem = FlatResiduals(terms, bind, params, points)
-        residuals, jacobian = jax.jit(problem.linearize)(problem.start)
+        residuals, jacobian = jax.jit(problem.jacobian)(problem.start)
 
         def all_residuals(flat):
             return residual_vector(terms, bind(problem.unravel(flat)), *points)
@@ -149,14 +149,16 @@ def test_primal_and_dual_solve_the_damped_normal_equations(shape, damping):
     with jax.enable_x64(True):
         rng = np.random.default_rng(2)
         jacobian, residuals = rng.normal(size=shape), rng.normal(size=shape[0])
-        system = factorize(jnp.asarray(jacobian))
+        primal, rows = shape[0] >= shape[1], jnp.asarray(jacobian)
+        system = factorize(rows.T @ rows) if primal else factorize(rows @ rows.T, rows)
         assert system.eigenvalues.shape == (min(shape),)
-        step = system.solve(system.project(jnp.asarray(residuals)), jnp.asarray(damping))
+        right_hand_side = jacobian.T @ residuals if primal else residuals
+        step = system.solve(jnp.asarray(right_hand_side), jnp.asarray(damping))
         # The stacked system has the root of the condition of the normal equations, so that its QR
         # solution is the more exact side.
         stacked = np.vstack([jacobian, np.sqrt(damping) * np.eye(shape[1])])
         expected = np.linalg.lstsq(stacked, -np.r_[residuals, np.zeros(shape[1])])[0]
-        gram = jacobian.T @ jacobian if shape[0] >= shape[1] else jacobian @ jacobian.T
+        gram = jacobian.T @ jacobian if primal else jacobian @ jacobian.T
         condition = np.linalg.cond(gram + damping * np.eye(min(shape)))
         allowed = rounding(np.float64, condition=condition, operations=max(shape))
         error = np.linalg.norm(step - expected) / np.linalg.norm(expected)
@@ -257,7 +259,8 @@ def test_short_steps_are_tried():
         for lengths, moved in (((1.0,), False), ((1.0, 0.5), True)):
             solver = LevenbergMarquardt(
                 initial_damping=1e-14,
-                damping_factors=(1.0, 1.1),
+                min_damping=1e-14,
+                max_damping=1e-14,
                 step_lengths=lengths,
                 geodesic_acceleration=False,
             )
@@ -324,7 +327,8 @@ def test_acceleration_reduces_the_error_of_the_step():
         for geodesic in (False, True):
             solver = LevenbergMarquardt(
                 initial_damping=1e-10,
-                damping_factors=(1.0, 1.1),
+                min_damping=1e-10,
+                max_damping=1e-10,
                 step_lengths=(1.0,),
                 geodesic_acceleration=geodesic,
             )
@@ -342,6 +346,9 @@ def test_acceleration_reduces_the_error_of_the_step():
         ({"initial_damping": "small"}, TypeError, "initial_damping"),
         ({"damping_factors": ()}, ValueError, "damping_factors"),
         ({"damping_factors": (0.1, 1.0)}, ValueError, "damping_factors"),
+        ({"damping_factors": (10.0,)}, ValueError, "damping_factors.*below 1"),
+        ({"damping_factors": (1.0, 10.0)}, ValueError, "damping_factors.*below 1"),
+        ({"block_bytes": 0}, ValueError, "block_bytes"),
         ({"damping_factors": (-1.0, 2.0)}, ValueError, r"damping_factors\[0\]"),
         ({"min_damping": -1.0}, ValueError, "min_damping"),
         ({"max_damping": float("inf")}, ValueError, "max_damping"),
@@ -356,6 +363,14 @@ def test_bad_settings_are_named(settings_, error, name):
         LevenbergMarquardt(**settings_)
 
 
+def test_lists_of_settings_become_tuples():
+    solver = LevenbergMarquardt(damping_factors=[0.1, 10.0], step_lengths=[1.0])
+    assert solver == LevenbergMarquardt(damping_factors=(0.1, 10.0), step_lengths=(1.0,))
+    assert hash(solver) == hash(
+        LevenbergMarquardt(damping_factors=(0.1, 10.0), step_lengths=(1.0,))
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "error", "name"),
     [
@@ -365,6 +380,8 @@ def test_bad_settings_are_named(settings_, error, name):
         ({"params": {}}, ValueError, "params"),
         ({"params": {"w": jnp.arange(3)}}, TypeError, "params.*'w'"),
         ({"points": ()}, ValueError, "points"),
+        ({"points": (jnp.ones((0, 2)),)}, ValueError, "points of the term 'fit'.*0, 2"),
+        ({"terms": (ResidualTerm("odd", lambda u, x: 1j * u(x[:-1])),)}, TypeError, "c64|complex"),
     ],
 )
 def test_bad_step_arguments_are_named(change, error, name):

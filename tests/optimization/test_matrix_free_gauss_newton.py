@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
@@ -43,7 +47,7 @@ def test_low_rank_matrix_is_found():
         values = np.concatenate([[100.0, 3.0, 0.1], np.zeros(17)])
         matrix = jnp.asarray(matrix_with_eigenvalues(values))
         found = nystrom_approximation(
-            lambda v: matrix @ v, 20, 6, jax.random.key(0), jnp.dtype("float64")
+            lambda vectors: vectors @ matrix, 20, 6, jax.random.key(0), jnp.dtype("float64")
         )
         # Relative to the largest eigenvalue: the method shifts all by sqrt(20) times the roundoff.
         allowed = rounding(np.float64, operations=20)
@@ -52,13 +56,35 @@ def test_low_rank_matrix_is_found():
         assert distance(found.vectors.T @ found.vectors, np.eye(6)) <= allowed
 
 
+@functools.cache
+def nystrom_values(rank: int):
+    def values(matrix, key):
+        products = lambda vectors: vectors @ matrix  # noqa: E731
+        return nystrom_approximation(products, 12, rank, key, jnp.dtype("float64")).values
+
+    return jax.jit(values)
+
+
+@given(seed=st.integers(0, 1000), decay=st.floats(0.0, 3.0), rank=st.sampled_from([3, 12]))
+@settings(max_examples=20, deadline=None)
+def test_eigenvalues_never_exceed_the_trace(seed, decay, rank):
+    with jax.enable_x64(True):
+        trace = np.sum(values := 10.0 ** (-decay * np.arange(12)))
+        matrix = jnp.asarray(matrix_with_eigenvalues(values, seed))
+        found = nystrom_values(rank)(matrix, jax.random.key(seed))
+        allowed = rounding(np.float64, operations=12) * trace
+        assert np.sum(found) <= trace + allowed
+        if rank == 12:
+            assert np.sum(found) >= trace - allowed
+
+
 def test_preconditioner_saves_iterations_on_a_badly_conditioned_problem():
     with jax.enable_x64(True):
         matrix = jnp.asarray(matrix_with_eigenvalues(10.0 ** -np.linspace(0, 8, 60)))
         right_hand_side = jnp.asarray(np.random.default_rng(1).normal(size=60))
         damping = jnp.asarray(1e-6)
         sketch = nystrom_approximation(
-            lambda v: matrix @ v, 60, 40, jax.random.key(0), jnp.dtype("float64")
+            lambda vectors: vectors @ matrix, 60, 40, jax.random.key(0), jnp.dtype("float64")
         )
         expected = np.linalg.solve(matrix + damping * np.eye(60), right_hand_side)
 
@@ -113,7 +139,7 @@ def test_step_on_a_network_is_that_of_the_dense_method():
 
         free = MatrixFreeGaussNewton(rank=100, tolerance=1e-13, step_lengths=(1.0,))
         dense = LevenbergMarquardt(
-            damping_factors=(1.0, 1e9), step_lengths=(1.0,), geodesic_acceleration=False
+            min_damping=1e-3, max_damping=1e-3, step_lengths=(1.0,), geodesic_acceleration=False
         )
         start = ravel_pytree(params)[0]
         steps = [
@@ -175,7 +201,7 @@ def test_single_precision():
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "name"),
+    ("given_settings", "error", "name"),
     [
         ({"damping": 1e-3}, TypeError, "damping"),
         ({"step_lengths": ()}, ValueError, "step_lengths"),
@@ -186,6 +212,6 @@ def test_single_precision():
         ({"seed": -1}, ValueError, "seed"),
     ],
 )
-def test_bad_settings_are_named(settings, error, name):
+def test_bad_settings_are_named(given_settings, error, name):
     with pytest.raises(error, match=name):
-        MatrixFreeGaussNewton(**settings)
+        MatrixFreeGaussNewton(**given_settings)

@@ -1,10 +1,9 @@
-"""Problems: exact solutions solve them, references agree with independent solvers."""
+"""Problems: analytic solutions solve them, points lie where they should, bad input is named."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
 
 from opifex.problems import (
     AllenCahn,
@@ -16,7 +15,6 @@ from opifex.problems import (
     generate_boundary_points,
     grid_points,
     interior_points,
-    solve_allen_cahn,
 )
 from tolerances import distance, rounding
 
@@ -27,6 +25,7 @@ ANALYTIC = [
     Heat(),
     Burgers(viscosity=0.05),
 ]
+EVOLUTION = [Heat(), Burgers(), AllenCahn()]
 
 
 @pytest.mark.parametrize("problem", ANALYTIC, ids=lambda p: type(p).__name__)
@@ -58,89 +57,33 @@ def test_a_wrong_solution_is_noticed():
     assert distance(error, 0.1) <= rounding(np.float32, condition=11, operations=2)
 
 
-def finite_differences(x, viscosity, u0, times):
-    """Burgers by second-order differences and a stiff SciPy solver: another method altogether."""
-    h = x[1] - x[0]
-
-    def rhs(_, u):
-        full = np.concatenate([[0], u, [0]])
-        convection = (full[2:] ** 2 - full[:-2] ** 2) / (4 * h)
-        return -convection + viscosity * (full[2:] - 2 * u + full[:-2]) / h**2
-
-    found = solve_ivp(
-        rhs,
-        (0, times[-1]),
-        u0[1:-1],
-        method="LSODA",
-        t_eval=times,
-        rtol=1e-8,
-        atol=1e-10,
-        lband=1,
-        uband=1,
-    )
-    return found.y.T
+@pytest.mark.parametrize("problem", EVOLUTION, ids=lambda p: type(p).__name__)
+def test_points_of_one_key_are_independent(problem):
+    key, count = jax.random.key(3), 400
+    unit = [
+        (np.asarray(points) - problem.domain.lower) / np.subtract(*reversed(sides))
+        for sides in [(problem.domain.lower, problem.domain.upper)]
+        for points in (
+            interior_points(count // 2, problem.domain, key=key),
+            *problem.condition_points(count, key),
+        )
+    ]
+    columns = [*unit[0].T, unit[1][:, 0], unit[2][:, 1]]
+    correlation = np.corrcoef(columns) - np.eye(4)
+    # Five standard deviations of the correlation of independent numbers.
+    assert np.max(np.abs(correlation)) < 5 / np.sqrt(count // 2)
 
 
-def test_burgers_reference_agrees_with_scipy():
-    with jax.enable_x64(True):
-        problem = Burgers(viscosity=0.05)
-        times = np.array([0.25, 0.5, 1.0])
-        errors = []
-        for n in (101, 201):
-            x = np.linspace(-1, 1, n)
-            solved = finite_differences(x, 0.05, -np.sin(np.pi * x), times)
-            points = np.stack(np.meshgrid(x[1:-1], times), axis=-1).reshape(-1, 2)
-            exact = np.asarray(problem.exact(jnp.asarray(points))).reshape(solved.shape)
-            errors.append(np.max(np.abs(solved - exact)))
-        assert errors[1] < 2e-3
-        assert 3.0 < errors[0] / errors[1] < 5.0  # second order towards the reference
-
-
-def test_burgers_reference_at_the_usual_viscosity_is_converged():
-    with jax.enable_x64(True):
-        problem = Burgers()
-        grid = problem.evaluation_points(21)
-        value = np.asarray(problem.exact(grid))
-        assert np.all(np.isfinite(value))
-        # Odd in x, and the initial value at t = 0.
-        shaped = value.reshape(21, 21)
-        # Exponents of up to 1 / (pi viscosity) = 100 in sums of 200 terms.
-        allowed = rounding(np.float64, condition=100, operations=200)
-        assert distance(shaped, -shaped[::-1]) <= allowed
-        assert distance(shaped[:, 0], -np.sin(np.pi * np.linspace(-1, 1, 21))) <= allowed
-
-
-def test_allen_cahn_reference_converges_and_agrees_with_scipy():
-    x, times, fine = solve_allen_cahn(num_modes=256, num_steps=1000, save_every=500)
-    errors = []
-    _, _, best = solve_allen_cahn(num_steps=500, save_every=250)
-    for modes in (256, 512):
-        _, _, value = solve_allen_cahn(num_modes=modes, num_steps=500, save_every=250)
-        errors.append(np.max(np.abs(best[:, :: 1024 // modes] - value)))
-    assert errors[0] < 1e-3
-    assert errors[1] < 1e-5
-    h = x[1] - x[0]
-    frequency = np.fft.rfftfreq(256, h) * 2 * np.pi
-
-    def rhs(_, u):
-        return 1e-4 * np.fft.irfft(-(frequency**2) * np.fft.rfft(u), 256) + 5 * (u - u**3)
-
-    # Both time steppers err by less than 1e-7, SciPy's by its tolerance over some thousand steps.
-    found = solve_ivp(rhs, (0, 1), x**2 * np.cos(np.pi * x), rtol=1e-10, atol=1e-12, t_eval=times)
-    np.testing.assert_allclose(fine, found.y.T, atol=1e-7)
-
-
-def test_allen_cahn_interpolates_its_reference():
-    with jax.enable_x64(True):
-        problem = AllenCahn()
-        x = np.linspace(-1, 1, 9)
-        start = problem.exact(jnp.asarray(np.stack([x, np.zeros(9)], axis=1)))
-        # The condition number of interpolation by quintic splines at their knots is moderate.
-        allowed = rounding(np.float64, condition=100, operations=10)
-        assert distance(start[:, 0], x**2 * np.cos(np.pi * x)) <= allowed
-        points = problem.sample_points(jax.random.key(0), 10, 8)
-        assert [p.shape for p in points] == [(10, 2), (4, 2), (4, 2)]
-        assert np.isfinite(float(problem.loss(lambda y: jnp.tanh(y[:1] * y[1]), *points)))
+@pytest.mark.parametrize("problem", EVOLUTION, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("key", [None, 5])
+@pytest.mark.parametrize(("asked", "counts"), [(1, (1, 1)), (2, (1, 1)), (7, (4, 3)), (8, (4, 4))])
+def test_condition_points_are_as_many_as_asked_for(problem, key, asked, counts):
+    key = None if key is None else jax.random.key(key)
+    initial, sides = problem.condition_points(asked, key)
+    assert (len(initial), len(sides)) == counts
+    assert np.all(np.asarray(initial)[:, 1] == 0)
+    ends = (problem.domain.lower[0], problem.domain.upper[0])
+    assert set(np.asarray(sides)[:, 0].tolist()) <= set(ends)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
@@ -201,6 +144,7 @@ def test_evaluation_grid():
         (lambda: grid_points([3]), "shape"),
         (lambda: Poisson().sample_points(jax.random.key(0), 0, 10), "num_interior"),
         (lambda: Poisson().sample_points(jax.random.key(0), 10, 0), "num_boundary"),
+        (lambda: Heat().condition_points(0), "num_points"),
         (lambda: Poisson().loss(lambda x: x[:1], jnp.ones((3, 2))), "points"),
     ],
 )
@@ -214,6 +158,7 @@ def test_random_keys_are_checked(key):
     for draw in (
         lambda: Poisson().sample_points(key, 10, 10),
         lambda: interior_points(5, key=key),
+        lambda: Heat().condition_points(5, key),
         lambda: generate_boundary_points(5, key=key),
     ):
         with pytest.raises(TypeError, match="key must be a random key"):

@@ -21,7 +21,13 @@ from opifex.core.checks import check_callable, check_positive
 PointFunction = Callable[[Float[Array, " dim"]], Float[Array, " components"]]
 """A function of one point: shape (input_dim,) to shape (output_dim,). Every model is one."""
 
-__all__ = ["PointFunction", "ResidualTerm", "mean_square_loss", "residual_vector"]
+__all__ = [
+    "PointFunction",
+    "ResidualTerm",
+    "check_points",
+    "mean_square_loss",
+    "residual_vector",
+]
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,24 @@ class ResidualTerm:
         return jax.vmap(lambda x: jnp.atleast_1d(self.residual(u, x)))(points)
 
 
-def _check_arity(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None:
+def check_points(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None:
+    """Raise ``ValueError`` unless there is one array of at least one point for each term.
+
+    Args:
+        terms: the terms of an objective.
+        points: one array (points, dim) per term.
+    """
     if len(terms) != len(points):
         raise ValueError(
             f"points must hold one array per term ({[t.name for t in terms]}), "
             f"got {len(points)} arrays"
         )
+    for term, x in zip(terms, points, strict=True):
+        if not jnp.shape(x) or jnp.shape(x)[0] == 0:
+            raise ValueError(
+                f"points of the term {term.name!r} must have at least one row, "
+                f"got shape {jnp.shape(x)}"
+            )
 
 
 def residual_vector(
@@ -95,9 +113,9 @@ def residual_vector(
         One vector, term after term: shape (sum of points times components,).
 
     Raises:
-        ValueError: if the number of point arrays is not the number of terms.
+        ValueError: if the number of point arrays is not the number of terms, or one has no rows.
     """
-    _check_arity(terms, points)
+    check_points(terms, points)
     return jnp.concatenate(
         [
             jnp.sqrt(term.weight / x.shape[0]) * term.evaluate(u, x).reshape(-1)
@@ -120,9 +138,9 @@ def mean_square_loss(
         The loss, a scalar.
 
     Raises:
-        ValueError: if the number of point arrays is not the number of terms.
+        ValueError: if the number of point arrays is not the number of terms, or one has no rows.
     """
-    _check_arity(terms, points)
+    check_points(terms, points)
     return sum(
         (
             term.weight * jnp.mean(jnp.sum(term.evaluate(u, x) ** 2, axis=-1))

@@ -3,7 +3,7 @@
 The room may import `opifex.core` and `opifex.models` (for trial functions).
 """
 
-from opifex.problems.allen_cahn import AllenCahn, solve_allen_cahn
+from opifex.problems.allen_cahn import AllenCahn
 from opifex.problems.base import Problem
 from opifex.problems.burgers import Burgers
 from opifex.problems.heat import Heat
@@ -29,5 +29,4 @@ __all__ = [
     "generate_boundary_points",
     "grid_points",
     "interior_points",
-    "solve_allen_cahn",
 ]

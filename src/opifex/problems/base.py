@@ -43,14 +43,20 @@ class Problem(abc.ABC):
         """The residual terms: the equation first, then the conditions."""
 
     @abc.abstractmethod
-    def exact(self, points: Float[Array, "n dim"]) -> Float[Array, "n components"]:
-        """The solution at points: analytic, or interpolated from a converged computation.
+    def exact(self, points: Float[Array, "*n dim"]) -> Float[Array, "*n components"]:
+        """The solution at points: analytic, or from a computation whose error is known.
+
+        It may be used in compiled code and differentiated, as any model.
 
         Args:
-            points: shape (n, input_dim).
+            points: shape (..., input_dim).
 
         Returns:
-            Values of shape (n, output_dim), in the dtype of the points.
+            Values of shape (..., output_dim), in the dtype of the points.
+
+        Raises:
+            ValueError: if the settings are such that the solution cannot be computed to the accuracy
+                that the problem promises.
         """
 
     @abc.abstractmethod
@@ -82,6 +88,15 @@ class Problem(abc.ABC):
         """
 
     @property
+    def exact_error(self) -> float:
+        """An estimate of the largest error of `exact` at points in float64.
+
+        Analytic solutions have rounding errors only: a hundred times the unit roundoff for values of
+        size one, unless a problem says otherwise. What a model can be judged by ends there.
+        """
+        return 100 * float(np.finfo(np.float64).eps)
+
+    @property
     def input_dim(self) -> int:
         """Number of coordinates."""
         return self.domain.dim
@@ -97,9 +112,11 @@ class Problem(abc.ABC):
         """Collocation points, one array (points, input_dim) per term.
 
         Interior sets are nested for equal keys: the first points of a larger set are the smaller one.
+        Points of the conditions are evenly spread, whatever the key, since a rule with equal distances
+        beats random points on a line; draw random ones with `condition_points` and a key.
 
         Args:
-            key: random key.
+            key: random key of the interior points.
             num_interior: points for the equation.
             num_boundary: points for all conditions together.
             method: how interior points are drawn, see `interior_points`.
@@ -144,6 +161,9 @@ class Problem(abc.ABC):
     ) -> Float[Array, ""]:
         """Euclidean norm of the error over that of the solution, at points.
 
+        The solution is computed once for the default points, and once per trace for other points
+        that compiled code holds as constants.
+
         Args:
             model: the approximation.
             points: where, shape (n, input_dim); `evaluation_points` by default.
@@ -151,10 +171,26 @@ class Problem(abc.ABC):
         Returns:
             The relative error, a scalar.
         """
-        where = self.evaluation_points() if points is None else points
-        exact = self.exact(where)
+        where, exact = self._default_evaluation() if points is None else self._evaluation(points)
         error = jax.vmap(model)(where) - exact
         return jnp.linalg.norm(error) / jnp.linalg.norm(exact)
+
+    def _default_evaluation(self) -> tuple[Array, Array]:
+        kept = self.__dict__.setdefault("_kept_evaluations", {})
+        dtype = jnp.result_type(float)
+        if dtype not in kept:
+            with jax.ensure_compile_time_eval():
+                pair = self._evaluation(self.evaluation_points())
+            kept[dtype] = tuple(np.asarray(array) for array in pair)
+        where, exact = kept[dtype]
+        return jnp.asarray(where), jnp.asarray(exact)
+
+    def _evaluation(self, points: Array) -> tuple[Array, Array]:
+        if isinstance(points, jax.core.Tracer):
+            return points, self.exact(points)
+        with jax.ensure_compile_time_eval():
+            where = jnp.asarray(points)
+            return where, self.exact(where)
 
 
 def zero_on_the_boundary(network: nnx.Module, domain: Box) -> TrialFunction:

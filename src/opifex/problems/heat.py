@@ -13,7 +13,7 @@ from opifex.core.checks import check_positive
 from opifex.core.residuals import PointFunction, ResidualTerm
 from opifex.models import TrialFunction
 from opifex.problems.base import Problem
-from opifex.problems.evolution import initial_points, side_points, space_time_derivatives
+from opifex.problems.evolution import initial_and_side_points, space_time_derivatives
 from opifex.problems.points import Box
 
 __all__ = ["Heat"]
@@ -65,8 +65,7 @@ class Heat(Problem):
         self, num_points: int, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "_ dim"], ...]:
         """Half of the points at the initial time, half at the ends."""
-        half = max(1, num_points // 2)
-        return initial_points(half, self.domain, key), side_points(half, self.domain, key)
+        return initial_and_side_points(num_points, self.domain, key)
 
     def trial_function(self, network: nnx.Module) -> TrialFunction:
         r"""$\sin \pi x + 4 t x (1 - x) N$."""

@@ -26,7 +26,15 @@ from opifex.training.objective import Objective, hashable, plain
 from opifex.training.operations import count_operations
 from opifex.training.smoother import Smoother
 
-__all__ = ["CAPACITY", "CompiledLoop", "LoopState", "as_arrays", "owned", "steps_per_epoch"]
+__all__ = [
+    "CAPACITY",
+    "CompiledLoop",
+    "LoopState",
+    "as_arrays",
+    "one_batch",
+    "owned",
+    "steps_per_epoch",
+]
 
 CAPACITY = 8192
 """Most steps of one call: the losses of a call come back in a buffer of this size."""
@@ -134,6 +142,20 @@ def steps_per_epoch(data: tuple[Any, ...], batch_size: int | None) -> int:
     return _samples(data) // batch_size
 
 
+def one_batch(data: tuple[Any, ...], batch_size: int | None) -> tuple[Any, ...]:
+    """The data that one step sees, or their shapes.
+
+    Args:
+        data: arguments of the loss.
+        batch_size: samples per step, or ``None`` for all data at every step.
+    """
+    if batch_size is None:
+        return data
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data
+    )
+
+
 def owned(tree: Any) -> Any:
     """A copy whose buffers may be donated, made by the run time without compiling anything."""
     return jax.device_put(tree, may_alias=False)
@@ -220,6 +242,7 @@ class CompiledLoop:
 
     Raises:
         ValueError: if the smoother cannot minimise such an objective.
+        MemoryError: if a step of the smoother does not fit into the memory of the device.
     """
 
     def __init__(
@@ -230,7 +253,9 @@ class CompiledLoop:
         *,
         batch_size: int | None = None,
     ) -> None:
-        smoother.check(objective)
+        smoother.check(
+            objective.at(data=one_batch(objective.data, batch_size), rest=state.rest), state.params
+        )
         program = _program(hashable(smoother), batch_size, objective.structure)
         steps = jax.ShapeDtypeStruct((), jnp.int32)
         traced = program.trace(state, objective, steps)

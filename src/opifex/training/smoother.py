@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from opifex.core.checks import check_positive
 from opifex.core.residuals import ResidualTerm
+from opifex.optimization.second_order import (
+    EnergyNaturalGradient,
+    LevenbergMarquardt,
+    MatrixFreeGaussNewton,
+)
+from opifex.optimization.second_order.flat_residuals import FlatResiduals
+from opifex.optimization.second_order.memory import ProblemSize, available_bytes, check_memory
 from opifex.training.objective import Objective, hashable, plain
 
 __all__ = [
@@ -49,8 +59,18 @@ class Smoother(Protocol):
         """
         ...
 
-    def check(self, objective: Objective) -> None:
-        """Raise ``ValueError`` if the objective lacks what the method needs."""
+    def check(self, objective: Objective, params: Any) -> None:
+        """Raise if the method cannot work here; called before anything is compiled.
+
+        Args:
+            objective: what is to be minimised, with all leaves but the random key; arrays or their
+                shapes. Its data are those of one step.
+            params: trainable parameters of the level, or their shapes.
+
+        Raises:
+            ValueError: if the objective lacks what the method needs.
+            MemoryError: if a step would not fit into the memory of the device.
+        """
         ...
 
 
@@ -69,7 +89,7 @@ class GradientSmoother:
         """The Optax state."""
         return self.transformation.init(params)
 
-    def check(self, objective: Objective) -> None:
+    def check(self, objective: Objective, params: Any) -> None:
         """Every objective has a gradient."""
 
     def apply(self, grads: Any, params: Any, state: Any, **extra: Any) -> tuple[Any, Any]:
@@ -126,16 +146,37 @@ class LeastSquaresSmoother:
 
     Attributes:
         solver: the solver. Its objective is the weighted mean square of the residual terms.
+        memory_limit: bytes that a step may take, in addition to parameters, data and state; by
+            default what the device has, where that is known. Infinity is no limit. Solvers that
+            have no ``step_memory`` are not judged.
+
+    Raises:
+        TypeError: if ``memory_limit`` is not a number.
+        ValueError: if it is not positive.
     """
 
     solver: LeastSquaresSolver
+    memory_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_limit is not None and self.memory_limit != math.inf:
+            check_positive("memory_limit", self.memory_limit)
 
     def init(self, params: Any) -> Any:
         """State of the solver."""
         return self.solver.init(params)
 
-    def check(self, objective: Objective) -> None:
-        """Raise ``ValueError`` if there are no residual terms, or the objective is shifted."""
+    def check(self, objective: Objective, params: Any) -> None:
+        """Raise if there are no residual terms, the objective is shifted, or memory is too small.
+
+        Args:
+            objective: what is to be minimised; its data are those of one step.
+            params: trainable parameters, or their shapes.
+
+        Raises:
+            ValueError: if there are no residual terms or points, or the objective has a linear term.
+            MemoryError: if a step takes more bytes than there are.
+        """
         name = type(self.solver).__name__
         if objective.shift is not None:
             raise ValueError(
@@ -147,6 +188,10 @@ class LeastSquaresSmoother:
                 f"{name} minimises residuals: loss_fn must be a sequence of ResidualTerm, for "
                 "instance problem.terms"
             )
+        limit = available_bytes() if self.memory_limit is None else self.memory_limit
+        solver: Any = self.solver
+        if limit is not None and hasattr(solver, "step_memory"):
+            check_memory(solver, _problem_size(objective, params), limit, _SOLVERS)
 
     def step(
         self, objective: Objective, params: Any, state: Any
@@ -156,6 +201,30 @@ class LeastSquaresSmoother:
             objective.terms, objective.bind, params, state, objective.data
         )
         return params, state, value, objective.rest
+
+
+# What is recommended where another solver does not fit, the most exact first.
+_SOLVERS = (LevenbergMarquardt(), EnergyNaturalGradient(), MatrixFreeGaussNewton())
+
+
+def _problem_size(objective: Objective, params: Any) -> ProblemSize:
+    """How many parameters and residuals a step sees; nothing is computed."""
+    leaves, structure = jax.tree.flatten((objective, params))
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return _measured(structure, shapes, jnp.result_type(float))
+
+
+@lru_cache(maxsize=64)
+def _measured(structure: Any, shapes: tuple[Any, ...], default_dtype: Any) -> ProblemSize:
+    """The size of a problem, which a run asks for more than once."""
+    del default_dtype  # the computation may depend on it
+    sizes = []
+
+    def measure(objective: Objective, params: Any) -> None:
+        sizes.append(FlatResiduals(objective.terms, objective.bind, params, objective.data).size)
+
+    jax.eval_shape(measure, *jax.tree.unflatten(structure, shapes))
+    return sizes[0]
 
 
 def as_smoother(method: Any) -> Smoother:

@@ -14,6 +14,7 @@ from opifex.optimization.second_order.levenberg_marquardt import (
     LevenbergMarquardtState,
 )
 from opifex.optimization.second_order.matrix_free_gauss_newton import MatrixFreeGaussNewton
+from opifex.optimization.second_order.memory import ProblemSize, StepMemory, available_bytes
 from opifex.optimization.second_order.natural_gradient import (
     EnergyNaturalGradient,
     EnergyNaturalGradientState,
@@ -29,4 +30,7 @@ __all__ = [
     "LevenbergMarquardt",
     "LevenbergMarquardtState",
     "MatrixFreeGaussNewton",
+    "ProblemSize",
+    "StepMemory",
+    "available_bytes",
 ]

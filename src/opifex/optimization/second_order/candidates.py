@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,23 +26,23 @@ class Choice(NamedTuple):
 
 
 def best_candidate(
-    loss: Callable[[Float[Array, " n"]], Float[Array, ""]],
+    losses_at: Callable[[Float[Array, "candidates n"]], Float[Array, " candidates"]],
     start: Float[Array, " n"],
     start_loss: Float[Array, ""],
     steps: Float[Array, "candidates n"],
 ) -> Choice:
-    """Evaluate the loss after each step in one batch and take the lowest, never going up.
+    """Evaluate the loss after each step and take the lowest, never going up.
 
     A loss that is not finite counts as infinitely large.
 
     Args:
-        loss: the loss as a function of a point.
+        losses_at: the losses at several points, one per row.
         start: the point before the step.
         start_loss: the loss there.
         steps: candidate steps, one per row.
     """
     points = start + steps
-    losses = jax.vmap(loss)(points)
+    losses = losses_at(points)
     losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
     index = jnp.argmin(losses)
     accepted = losses[index] < start_loss

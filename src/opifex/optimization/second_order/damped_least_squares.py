@@ -9,63 +9,72 @@ $(J^T J + \lambda)^{-1} J^T = J^T (J J^T + \lambda)^{-1}$.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["DampedLeastSquares", "factorize"]
+__all__ = ["DampedLeastSquares", "exact_products", "factorize"]
 
-# Reduced-precision products (bfloat16, tf32) on accelerators would ruin the squared condition.
-_EXACT = jax.lax.Precision.HIGHEST
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def exact_products(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with matrix products of the full precision of their operands.
+
+    On accelerators products of float32 are computed from fewer bits by default, which would ruin
+    a condition number that is squared, and a loss whose digits decide which step is taken.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 class DampedLeastSquares(NamedTuple):
-    """A factored Jacobian.
+    """A factored Gram matrix.
 
     Attributes:
-        jacobian: the Jacobian, shape (m, n).
-        eigenvalues: of the smaller of the two Gram matrices, shape (k,) with k = min(m, n).
+        eigenvalues: of the Gram matrix, shape (k,).
         eigenvectors: of the same matrix, shape (k, k).
+        rows: the Jacobian, shape (m, n), in the dual form, where solutions are combinations of its
+            rows; ``None`` in the primal form.
     """
 
-    jacobian: Float[Array, "m n"]
     eigenvalues: Float[Array, " k"]
     eigenvectors: Float[Array, "k k"]
+    rows: Float[Array, "k n"] | None = None
 
-    @property
-    def is_primal(self) -> bool:
-        """Whether the Gram matrix is that of the parameters."""
-        residuals, parameters = self.jacobian.shape
-        return parameters <= residuals
-
-    def project(self, residuals: Float[Array, " m"]) -> Float[Array, " k"]:
-        """Coordinates of a right-hand side in the eigenbasis; the part shared by all dampings."""
-        if self.is_primal:
-            residuals = jnp.matmul(residuals, self.jacobian, precision=_EXACT)
-        return jnp.matmul(residuals, self.eigenvectors, precision=_EXACT)
-
-    def solve(self, projected: Float[Array, " k"], damping: Float[Array, ""]) -> Float[Array, " n"]:
+    def solve(
+        self, right_hand_side: Float[Array, " k"], damping: Float[Array, ""]
+    ) -> Float[Array, " n"]:
         r"""The minimiser of $|r + J d|^2 + \lambda |d|^2$.
 
         Args:
-            projected: ``project(r)``.
+            right_hand_side: $J^T r$ in the primal form, $r$ in the dual form.
             damping: $\lambda$, positive.
         """
-        inner = jnp.matmul(
-            self.eigenvectors, projected / (self.eigenvalues + damping), precision=_EXACT
-        )
-        return -(inner if self.is_primal else jnp.matmul(inner, self.jacobian, precision=_EXACT))
+        projected = right_hand_side @ self.eigenvectors
+        inner = self.eigenvectors @ (projected / (self.eigenvalues + damping))
+        return -(inner if self.rows is None else inner @ self.rows)
 
 
-def factorize(jacobian: Float[Array, "m n"]) -> DampedLeastSquares:
-    """Factor a Jacobian, in the primal form if it has at most as many columns as rows."""
-    residuals, parameters = jacobian.shape
-    if parameters <= residuals:
-        gram = jnp.matmul(jacobian.T, jacobian, precision=_EXACT)
-    else:
-        gram = jnp.matmul(jacobian, jacobian.T, precision=_EXACT)
-    eigenvalues, eigenvectors = jnp.linalg.eigh(gram)
+def factorize(
+    gram: Float[Array, "k k"], rows: Float[Array, "k n"] | None = None
+) -> DampedLeastSquares:
+    """Factor a Gram matrix.
+
+    Args:
+        gram: $J^T J$, or $J J^T$, of which the lower triangle is read.
+        rows: $J$ if the matrix is $J J^T$.
+    """
+    eigenvectors, eigenvalues = jax.lax.linalg.eigh(gram, symmetrize_input=False)
     # Rounding may push zero eigenvalues below zero.
-    return DampedLeastSquares(jacobian, jnp.maximum(eigenvalues, 0.0), eigenvectors)
+    return DampedLeastSquares(jnp.maximum(eigenvalues, 0.0), eigenvectors, rows)

@@ -18,14 +18,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from opifex.core.checks import (
-    check_positive,
-    check_positive_numbers,
-)
+from opifex.core.checks import check_positive, check_positive_numbers
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
-from opifex.optimization.second_order.damped_least_squares import factorize
+from opifex.optimization.second_order.damped_least_squares import exact_products, factorize
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.memory import (
+    BLOCK_BYTES,
+    ProblemSize,
+    StepMemory,
+    dense_step_memory,
+)
 
 __all__ = ["LevenbergMarquardt", "LevenbergMarquardtState"]
 
@@ -48,7 +51,9 @@ class LevenbergMarquardt:
     $J$, scaled so that $|r|^2$ is the loss. The damping $\mu$ is relative to the Frobenius norm of
     the Jacobian, that is, to the sum of the eigenvalues of $J^T J$: it has no unit, means the same
     for any weights of the terms, and can be carried from network to network. The solve works on the
-    smaller of $J^T J$ and $J J^T$.
+    smaller of $J^T J$ and $J J^T$. The points are worked through in blocks. The Jacobian is kept if
+    it has more columns than rows or fits into a block; else the products are added up block after
+    block.
 
     With geodesic acceleration (Transtrum and Sethna, arXiv:1201.5885, section 3) the steps also
     follow the parabola $t d + t^2 a$ with $(J^T J + \mu |J|_F^2 I) a = -J^T r_{dd} / 2$ and
@@ -58,20 +63,23 @@ class LevenbergMarquardt:
 
     The dampings that are worth trying end where rounding begins: below the machine precision of the
     parameters the small eigenvalues are noise, so that no smaller damping is tried. Use float64
-    where low errors are wanted.
+    where low errors are wanted. A step is computed in the dtype that parameters and residuals
+    promote to, with full precision of all matrix products; every parameter keeps its own dtype, and
+    the damping has that which the parameters promote to.
 
     Attributes:
         initial_damping: damping of the first step.
-        damping_factors: the dampings to try are the last one times these.
+        damping_factors: the dampings to try are the last one times these; one below one, so that the
+            damping can fall, and one above.
         min_damping: lower bound of the dampings tried.
         max_damping: upper bound of the dampings tried.
         step_lengths: lengths $t$ to try.
         geodesic_acceleration: also try the curved steps.
+        block_bytes: about what the intermediate results of one block of points may take.
 
     Raises:
-        ValueError: if a number is not positive, ``damping_factors`` is empty or has no entry above
-            one (the damping could never rise), ``step_lengths`` is empty, or ``max_damping`` is
-            below ``min_damping``.
+        ValueError: if a number is not positive, ``damping_factors`` has no entry below or no entry
+            above one, ``step_lengths`` is empty, or ``max_damping`` is below ``min_damping``.
         TypeError: if a setting has the wrong type.
 
     Example:
@@ -93,6 +101,7 @@ class LevenbergMarquardt:
     max_damping: float = 1e3
     step_lengths: tuple[float, ...] = (1.0, 0.3, 0.1)
     geodesic_acceleration: bool = True
+    block_bytes: float = BLOCK_BYTES
 
     def __post_init__(self) -> None:
         check_positive("initial_damping", self.initial_damping)
@@ -102,13 +111,17 @@ class LevenbergMarquardt:
             raise TypeError(
                 f"geodesic_acceleration must be a bool, got {self.geodesic_acceleration!r}"
             )
-        check_positive_numbers("damping_factors", self.damping_factors)
-        if not any(factor > 1 for factor in self.damping_factors):
+        check_positive("block_bytes", self.block_bytes)
+        factors = check_positive_numbers("damping_factors", self.damping_factors)
+        if not min(factors) < 1 < max(factors):
             raise ValueError(
-                "damping_factors must contain a factor above 1, so that the damping can rise, "
-                f"got {self.damping_factors!r}"
+                "damping_factors must contain a factor below 1 and one above 1, so that the damping "
+                f"can fall and rise, got {self.damping_factors!r}"
             )
-        check_positive_numbers("step_lengths", self.step_lengths)
+        lengths = check_positive_numbers("step_lengths", self.step_lengths)
+        # Lists cannot be hashed, which compiled programs need.
+        object.__setattr__(self, "damping_factors", factors)
+        object.__setattr__(self, "step_lengths", lengths)
         if self.max_damping < self.min_damping:
             raise ValueError(
                 f"max_damping must be at least min_damping={self.min_damping!r}, "
@@ -120,6 +133,27 @@ class LevenbergMarquardt:
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return LevenbergMarquardtState(jnp.asarray(self.initial_damping, dtype))
 
+    def step_memory(self, size: ProblemSize) -> StepMemory:
+        """Bytes of a step, without compiling it; XLA's figure is within a factor of two.
+
+        Args:
+            size: of the problem.
+
+        Example:
+            >>> from opifex.optimization.second_order import LevenbergMarquardt, ProblemSize
+            >>> size = ProblemSize(parameters=33537, residuals=10000)
+            >>> LevenbergMarquardt().step_memory(size).total // 2**20
+            5610
+        """
+        straight = len(self.damping_factors) * len(self.step_lengths)
+        return dense_step_memory(
+            size,
+            candidates=straight * (2 if self.geodesic_acceleration else 1),
+            curved=self.geodesic_acceleration,
+            block_bytes=self.block_bytes,
+        )
+
+    @exact_products
     def step(
         self,
         terms: Sequence[ResidualTerm],
@@ -133,7 +167,7 @@ class LevenbergMarquardt:
         Args:
             terms: the terms of the objective.
             bind: maps parameters to a function of one point.
-            params: any pytree of real arrays.
+            params: any pytree of real arrays, also of several dtypes.
             state: state from `init` or from the step before.
             points: one array of points per term.
 
@@ -141,36 +175,30 @@ class LevenbergMarquardt:
             New parameters, new state, and the loss at the old parameters.
 
         Raises:
-            ValueError: if ``terms`` or ``params`` is empty or ``points`` does not match ``terms``.
-            TypeError: if a parameter is not a real floating-point array, ``bind`` is not callable,
-                or an entry of ``terms`` is not a `ResidualTerm`.
+            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
+                there are no points.
+            TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
+                callable, or an entry of ``terms`` is not a `ResidualTerm`.
         """
-        problem = FlatResiduals(terms, bind, params, points)
-        residuals, jacobian = problem.linearize(problem.start)
-        loss = jnp.sum(residuals**2)
-        system = factorize(jacobian)
+        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+        linear = problem.linearize(problem.start)
+        system = factorize(linear.gram, linear.rows)
         dampings = self._dampings(state.damping)
-        absolute = dampings * jnp.sum(jacobian**2)
-
-        def solve(right_hand_side: Array, damping: Array) -> Array:
-            return system.solve(system.project(right_hand_side), damping)
-
-        steps = jax.vmap(solve, in_axes=(None, 0))(residuals, absolute)
+        absolute = dampings.astype(problem.size.dtype) * linear.squared_norm
+        steps = jax.vmap(system.solve, in_axes=(None, 0))(linear.right_hand_side, absolute)
         lengths = jnp.asarray(self.step_lengths, steps.dtype)[:, None, None]
         candidates = lengths * steps
         if self.geodesic_acceleration:
-            curvatures = jax.vmap(problem.second_derivative, in_axes=(None, 0))(
-                problem.start, steps
-            )
-            accelerations = 0.5 * jax.vmap(solve)(curvatures, absolute)
+            curvatures = problem.second_derivatives(problem.start, steps, linear)
+            accelerations = 0.5 * jax.vmap(system.solve)(curvatures, absolute)
             candidates = jnp.concatenate([candidates, candidates + lengths**2 * accelerations])
         candidates = candidates.reshape(-1, problem.start.size)
-        choice = best_candidate(problem.loss, problem.start, loss, candidates)
+        choice = best_candidate(problem.losses, problem.start, linear.loss, candidates)
         # Dampings vary fastest among the candidates. After a failure the largest damping tried
         # becomes the centre of the next grid.
         used = dampings[choice.winner % dampings.size]
         damping = jnp.where(choice.accepted, used, jnp.max(dampings))
-        return problem.unravel(choice.point), LevenbergMarquardtState(damping), loss
+        return problem.unravel(choice.point), LevenbergMarquardtState(damping), linear.loss
 
     def _dampings(self, last: Float[Array, ""]) -> Float[Array, " dampings"]:
         floor = max(self.min_damping, float(jnp.finfo(last.dtype).eps))

@@ -18,11 +18,19 @@ from opifex.core.checks import (
     check_positive_numbers,
 )
 from opifex.core.residuals import ResidualTerm
+from opifex.optimization.second_order.blocks import map_some
 from opifex.optimization.second_order.candidates import best_candidate
+from opifex.optimization.second_order.damped_least_squares import exact_products
 from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
 from opifex.optimization.second_order.levenberg_marquardt import LevenbergMarquardtState
-from opifex.optimization.second_order.nystrom import nystrom_approximation
+from opifex.optimization.second_order.memory import (
+    BLOCK_BYTES,
+    ProblemSize,
+    StepMemory,
+    matrix_free_step_memory,
+)
+from opifex.optimization.second_order.nystrom import nystrom_approximation, positive_or_one
 
 __all__ = ["MatrixFreeGaussNewton"]
 
@@ -32,10 +40,15 @@ class MatrixFreeGaussNewton:
     r"""Damped Gauss-Newton steps by preconditioned conjugate gradients.
 
     A step solves $(J^T J + \mu s I) d = -J^T r$ with products $J v$ in forward and $J^T w$ in
-    reverse mode. The conjugate gradients are preconditioned by a randomised Nyström approximation
-    of $J^T J$ (arXiv:2505.11638), and $s$ is the sum of its eigenvalues, which for the fast decaying
-    spectra of these problems is close to the $|J|_F^2$ of `LevenbergMarquardt`. The state is the
-    same as there, so that the damping can be carried from one method to the other.
+    reverse mode, block after block of points and for a few vectors at a time. The conjugate gradients
+    are preconditioned by a randomised Nyström approximation of $J^T J$ (arXiv:2505.11638), and $s$ is
+    the sum of its eigenvalues: at most the $|J|_F^2$ of `LevenbergMarquardt`, and close to it where
+    the spectrum decays fast within the rank. On networks of 105 and 337 parameters in trial functions
+    for Poisson's and Helmholtz' equations it was below by at most 4e-4 of it with rank 50, by 1e-4 to
+    5e-2 with rank 10, and by up to four fifths with rank 1. The state is the same as there,
+    so that the damping can be carried from one method to the other, and means nearly the same.
+
+    Dtypes and the precision of products are those of `LevenbergMarquardt`.
 
     The length of the step is the best of a grid.
 
@@ -46,6 +59,7 @@ class MatrixFreeGaussNewton:
         tolerance: relative residual at which the conjugate gradients end.
         max_iterations: most conjugate gradient iterations per step.
         seed: of the random vectors of the preconditioner.
+        block_bytes: about what the intermediate results of one block of points may take.
 
     Raises:
         ValueError: if a number is out of range or ``step_lengths`` is empty.
@@ -58,21 +72,39 @@ class MatrixFreeGaussNewton:
     tolerance: float = 1e-3
     max_iterations: int = 100
     seed: int = 0
+    block_bytes: float = BLOCK_BYTES
 
     def __post_init__(self) -> None:
         if not isinstance(self.damping, AdaptiveDamping):
             raise TypeError(f"damping must be an AdaptiveDamping, got {self.damping!r}")
-        check_positive_numbers("step_lengths", self.step_lengths)
+        # A list cannot be hashed, which compiled programs need.
+        lengths = check_positive_numbers("step_lengths", self.step_lengths)
+        object.__setattr__(self, "step_lengths", lengths)
         check_positive_int("rank", self.rank)
         check_positive("tolerance", self.tolerance)
         check_positive_int("max_iterations", self.max_iterations)
         check_nonnegative_int("seed", self.seed)
+        check_positive("block_bytes", self.block_bytes)
 
     def init(self, params: Any) -> LevenbergMarquardtState:
         """State before the first step."""
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return LevenbergMarquardtState(self.damping.start(dtype))
 
+    def step_memory(self, size: ProblemSize) -> StepMemory:
+        """Bytes of a step, without compiling it; XLA's figure is within a factor of two.
+
+        Args:
+            size: of the problem.
+        """
+        return matrix_free_step_memory(
+            size,
+            candidates=len(self.step_lengths),
+            rank=self.rank,
+            block_bytes=self.block_bytes,
+        )
+
+    @exact_products
     def step(
         self,
         terms: Sequence[ResidualTerm],
@@ -94,32 +126,38 @@ class MatrixFreeGaussNewton:
             New parameters, new state, and the loss at the old parameters.
 
         Raises:
-            ValueError: if ``terms`` or ``params`` is empty or ``points`` does not match ``terms``.
-            TypeError: if a parameter is not a real floating-point array, ``bind`` is not callable,
-                or an entry of ``terms`` is not a `ResidualTerm`.
+            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
+                there are no points.
+            TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
+                callable, or an entry of ``terms`` is not a `ResidualTerm`.
         """
-        problem = FlatResiduals(terms, bind, params, points)
-        residuals, forward = jax.linearize(problem.residuals, problem.start)
-        transposed = jax.linear_transpose(forward, problem.start)
-        loss = jnp.sum(residuals**2)
+        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
         size, dtype = problem.start.size, problem.start.dtype
-
-        def gram(vector: Array) -> Array:
-            return transposed(forward(vector))[0]
-
+        rank = min(self.rank, size)
+        linear = problem.gauss_newton(problem.start, rank)
         sketch = nystrom_approximation(
-            gram, size, min(self.rank, size), jax.random.key(self.seed), dtype
+            lambda vectors: map_some(linear.product, vectors, linear.columns),
+            size,
+            rank,
+            jax.random.key(self.seed),
+            dtype,
         )
         damping = self.damping.clip(state.damping)
-        absolute = damping * jnp.sum(sketch.values)
+        # Matrix and right-hand side of size one: the iteration squares them.
+        unit = positive_or_one(jnp.sum(sketch.values))
+        slope = positive_or_one(jnp.max(jnp.abs(linear.gradient)))
+        relative, scaled = damping.astype(dtype), sketch._replace(values=sketch.values / unit)
         direction, _ = cg(
-            lambda vector: gram(vector) + absolute * vector,
-            -transposed(residuals)[0],
-            M=lambda vector: sketch.precondition(vector, absolute),
+            lambda vector: linear.product(vector) / unit + relative * vector,
+            -linear.gradient / slope,
+            M=lambda vector: scaled.precondition(vector, relative),
             tol=self.tolerance,
             maxiter=self.max_iterations,
         )
+        direction = direction * (slope / unit)
         lengths = jnp.asarray(self.step_lengths, dtype)
-        choice = best_candidate(problem.loss, problem.start, loss, lengths[:, None] * direction)
+        choice = best_candidate(
+            problem.losses, problem.start, linear.loss, lengths[:, None] * direction
+        )
         new = self.damping.update(damping, choice)
-        return problem.unravel(choice.point), LevenbergMarquardtState(new), loss
+        return problem.unravel(choice.point), LevenbergMarquardtState(new), linear.loss

@@ -11,15 +11,18 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from opifex.core.checks import (
-    check_nonnegative,
-    check_positive_numbers,
-)
+from opifex.core.checks import check_nonnegative, check_positive, check_positive_numbers
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
-from opifex.optimization.second_order.damped_least_squares import factorize
+from opifex.optimization.second_order.damped_least_squares import exact_products, factorize
 from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.memory import (
+    BLOCK_BYTES,
+    ProblemSize,
+    StepMemory,
+    dense_step_memory,
+)
 
 __all__ = ["EnergyNaturalGradient", "EnergyNaturalGradientState"]
 
@@ -53,10 +56,13 @@ class EnergyNaturalGradient:
     points of this step. A fixed $\mu$ either slows every step or, far from the solution, finds no
     step at all; it therefore falls after full steps and rises after failures.
 
+    Dtypes, precision of products and blocks of points are those of `LevenbergMarquardt`.
+
     Attributes:
         damping: $\mu$ and how it changes.
         momentum: $\beta$, in [0, 1); 0 gives the plain natural gradient.
         step_lengths: lengths to try.
+        block_bytes: about what the intermediate results of one block of points may take.
 
     Raises:
         ValueError: if a length is not positive, ``momentum`` is not in [0, 1), or
@@ -67,13 +73,17 @@ class EnergyNaturalGradient:
     damping: AdaptiveDamping = field(default_factory=AdaptiveDamping)
     momentum: float = 0.8
     step_lengths: tuple[float, ...] = tuple(0.5**k for k in range(10))
+    block_bytes: float = BLOCK_BYTES
 
     def __post_init__(self) -> None:
         if not isinstance(self.damping, AdaptiveDamping):
             raise TypeError(f"damping must be an AdaptiveDamping, got {self.damping!r}")
         if check_nonnegative("momentum", self.momentum) >= 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
-        check_positive_numbers("step_lengths", self.step_lengths)
+        check_positive("block_bytes", self.block_bytes)
+        # A list cannot be hashed, which compiled programs need.
+        lengths = check_positive_numbers("step_lengths", self.step_lengths)
+        object.__setattr__(self, "step_lengths", lengths)
 
     def init(self, params: Any) -> EnergyNaturalGradientState:
         """State before the first step."""
@@ -82,6 +92,17 @@ class EnergyNaturalGradient:
             self.damping.start(dtype), jax.tree.map(jnp.zeros_like, params)
         )
 
+    def step_memory(self, size: ProblemSize) -> StepMemory:
+        """Bytes of a step, without compiling it; XLA's figure is within a factor of two.
+
+        Args:
+            size: of the problem.
+        """
+        return dense_step_memory(
+            size, candidates=len(self.step_lengths), curved=False, block_bytes=self.block_bytes
+        )
+
+    @exact_products
     def step(
         self,
         terms: Sequence[ResidualTerm],
@@ -103,26 +124,25 @@ class EnergyNaturalGradient:
             New parameters, new state, and the loss at the old parameters.
 
         Raises:
-            ValueError: if ``terms`` or ``params`` is empty or ``points`` does not match ``terms``.
-            TypeError: if a parameter is not a real floating-point array, ``bind`` is not callable,
-                or an entry of ``terms`` is not a `ResidualTerm`.
+            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
+                there are no points.
+            TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
+                callable, or an entry of ``terms`` is not a `ResidualTerm`.
         """
-        problem = FlatResiduals(terms, bind, params, points)
-        residuals, jacobian = problem.linearize(problem.start)
-        loss = jnp.sum(residuals**2)
-        pull = self.momentum * ravel_pytree(state.direction)[0]
-        system = factorize(jacobian)
+        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+        linear = problem.linearize(problem.start)
+        pull = self.momentum * ravel_pytree(state.direction)[0].astype(problem.size.dtype)
+        system = factorize(linear.gram, linear.rows)
         relative = self.damping.clip(state.damping)
-        right_hand_side = residuals + jnp.matmul(
-            jacobian, pull, precision=jax.lax.Precision.HIGHEST
-        )
-        correction = system.solve(system.project(right_hand_side), relative * jnp.sum(jacobian**2))
-        direction = pull + correction
+        absolute = relative.astype(problem.size.dtype) * linear.squared_norm
+        direction = pull + system.solve(linear.right_hand_side + linear.image(pull), absolute)
         lengths = jnp.asarray(self.step_lengths, direction.dtype)
-        choice = best_candidate(problem.loss, problem.start, loss, lengths[:, None] * direction)
+        choice = best_candidate(
+            problem.losses, problem.start, linear.loss, lengths[:, None] * direction
+        )
         # Momentum that leads nowhere is forgotten: the next step is a plain one.
         kept = jnp.where(choice.accepted, direction, jnp.zeros_like(direction))
         new_state = EnergyNaturalGradientState(
             self.damping.update(relative, choice), problem.unravel(kept)
         )
-        return problem.unravel(choice.point), new_state, loss
+        return problem.unravel(choice.point), new_state, linear.loss

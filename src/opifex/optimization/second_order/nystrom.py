@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["NystromApproximation", "nystrom_approximation"]
+__all__ = ["NystromApproximation", "nystrom_approximation", "positive_or_one"]
 
-Product = Callable[[Float[Array, " n"]], Float[Array, " n"]]
+Products = Callable[[Float[Array, "rank n"]], Float[Array, "rank n"]]
 
 
 class NystromApproximation(NamedTuple):
@@ -44,29 +44,39 @@ class NystromApproximation(NamedTuple):
         return vector + self.vectors @ ((factors - 1.0) * inside)
 
 
+def positive_or_one(value: Float[Array, ""]) -> Float[Array, ""]:
+    """The value if it is positive, else one: something to divide by."""
+    return jnp.where(value > 0, value, 1)
+
+
 def nystrom_approximation(
-    product: Product, size: int, rank: int, key: PRNGKeyArray, dtype: jnp.dtype
+    products: Products, size: int, rank: int, key: PRNGKeyArray, dtype: jnp.dtype
 ) -> NystromApproximation:
     """Approximate a matrix from its products with random vectors.
 
     Frangella, Tropp and Udell (2023), algorithm 2.1, with an eigendecomposition in place of the
-    Cholesky factorisation, which may fail by rounding.
+    Cholesky factorisation, which may fail by rounding. The approximation is never larger than the
+    matrix, so that the sum of its eigenvalues is at most the trace.
 
     Args:
-        product: the matrix times a vector.
+        products: the matrix times every row.
         size: rows of the matrix.
         rank: number of random vectors, at most ``size``.
         key: random key.
         dtype: of the vectors.
     """
     test = jnp.linalg.qr(jax.random.normal(key, (size, rank), dtype))[0]
-    sketch = jax.vmap(product, in_axes=1, out_axes=1)(test)
-    # The shift keeps the small matrix definite; it is taken off the eigenvalues again.
-    shift = jnp.sqrt(float(size)) * jnp.finfo(dtype).eps * jnp.linalg.norm(sketch)
+    sketch = products(test.T).T
+    # In units of its largest entry, so that squares neither overflow nor vanish.
+    unit = positive_or_one(jnp.max(jnp.abs(sketch)))
+    sketch = sketch / unit
+    # The shift keeps the small matrix definite, also that of zeros; it is taken off the eigenvalues.
+    norm = jnp.linalg.norm(sketch) + jnp.finfo(dtype).tiny
+    shift = jnp.sqrt(float(size)) * jnp.finfo(dtype).eps * norm
     sketch = sketch + shift * test
     small = test.T @ sketch
     values, vectors = jnp.linalg.eigh(0.5 * (small + small.T))
     values = jnp.maximum(values, shift)
     root = sketch @ (vectors / jnp.sqrt(values))
     left, singular, _ = jnp.linalg.svd(root, full_matrices=False)
-    return NystromApproximation(left, jnp.maximum(singular**2 - shift, 0.0))
+    return NystromApproximation(left, unit * jnp.maximum(singular**2 - shift, 0.0))

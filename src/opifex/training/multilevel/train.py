@@ -29,7 +29,14 @@ from flax import nnx
 
 from opifex.training.errors import NonFiniteLossError
 from opifex.training.interrupt import Interruptible
-from opifex.training.loop import CAPACITY, CompiledLoop, LoopState, owned, steps_per_epoch
+from opifex.training.loop import (
+    CAPACITY,
+    CompiledLoop,
+    LoopState,
+    one_batch,
+    owned,
+    steps_per_epoch,
+)
 from opifex.training.multilevel.cycle import (
     Correct,
     Cycle,
@@ -284,7 +291,10 @@ class _Interpreter:
                 checked.add((move.level, user_level))
                 owner = self._owner(move.level, user_level)
                 objective = self._objective(levels, move.level, owner)
-                self.task.smoothers[move.level].check(objective)
+                step_data = one_batch(objective.data, self.task.batch_size)
+                self.task.smoothers[move.level].check(
+                    objective.at(data=step_data, rest=levels[owner].rest), levels[move.level].params
+                )
             if not isinstance(move, Interpolate | Restrict):
                 continue
             coarse = move.level - 1 if isinstance(move, Interpolate) else move.level
