@@ -8,8 +8,8 @@ which a cosine series would need a million terms. They are carried along in clos
 the rest falls with the fourth power of the grid width.
 
 Time steppers for periodic problems that know nothing of kinks are of second order here. The package
-exponax 0.2.0 (Fourier, ETDRK4) ends at 1e-8 in the measure by which this reference has 1e-12, on four
-times as many points and after ten times as long.
+exponax 0.2.0 (Fourier, ETDRK4) ends at 1e-8 in the measure by which this reference has 1e-12, on twice
+as many points per period and after ten times as long.
 """
 
 from __future__ import annotations
