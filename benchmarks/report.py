@@ -140,6 +140,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "races": headline,
     "accuracy": accuracy,
     "cycles": chosen("cycles", ("strategy", "work", "final errors", "seconds")),
+    "memory": chosen(
+        "solver_memory", ("parameters", "points", "solver", "estimate, MiB", "XLA, MiB")
+    ),
     "transitions": chosen(
         "transfer_choices",
         ("choice", "largest peak", "median final loss", "median final error"),
