@@ -45,7 +45,7 @@ def measure(width: int, layers: int, count: int, solver: Any) -> dict[str, Any]:
     size = FlatResiduals(terms, bind, params, points).size
     estimate = solver.step_memory(size)
     step = jax.jit(lambda params, state, points: solver.step(terms, bind, params, state, points))
-    compiled = step.lower(params, solver.init(params), points).compile()
+    compiled: Any = step.lower(params, solver.init(params), points).compile()
     found = {
         "Jacobian, MiB": size.parameters * size.residuals * size.dtype.itemsize,
         "estimate, MiB": estimate.arrays,

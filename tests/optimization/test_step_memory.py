@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,24 @@ def test_estimates_of_large_problems():
     # With more residuals than parameters the Jacobian is not kept.
     many = ProblemSize(parameters=1000, residuals=10**7)
     assert LevenbergMarquardt().step_memory(many).total < 10**8
+
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "solver_memory.json"
+ROWS = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+
+
+def test_the_published_estimates_agree_with_the_compiler_and_with_this_version():
+    for row in ROWS:
+        assert 0.5 < row["estimate, MiB"] / row["XLA, MiB"] < 2
+        if row["parameters"] > 1000 and row["solver"] == "LevenbergMarquardt":
+            size = ProblemSize(row["parameters"], row["points"])
+            estimate = LevenbergMarquardt().step_memory(size).arrays
+            assert abs(estimate / 2**20 - row["estimate, MiB"]) < 1
+    for free in (row for row in ROWS if row["solver"] == "MatrixFreeGaussNewton"):
+        if free["Jacobian, MiB"] > 50:
+            same = (row for row in ROWS if row["parameters"] == free["parameters"])
+            others = [row for row in same if row["solver"] != free["solver"]]
+            assert 2 * free["XLA, MiB"] < min(row["XLA, MiB"] for row in others)
 
 
 def test_a_fine_level_that_does_not_fit_is_refused_before_the_coarse_one_trains():
