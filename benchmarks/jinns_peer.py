@@ -42,20 +42,13 @@ from rich.console import Console
 
 from common import command, parser, read_results, write_results
 from opifex.problems import AllenCahn, Burgers, Helmholtz, Problem
-from peers.environment import environment, first_core, on_cores, run_peer
+from peers.environment import environment, first_core, on_cores, run_peer, with_ours
 from rivals import budget_of, show, write_reference
 from second_order import CASES, Run, data_of
 
 CONSOLE = Console(width=140)
-ROOT = Path(__file__).parents[1]
 VERSION = "1.10.2"
-REQUIREMENTS = (
-    [
-        *("--constraint", str(ROOT / "constraints.txt")),
-        *("--editable", str(ROOT)),
-        f"jinns=={VERSION}",
-    ],
-)
+REQUIREMENTS = with_ours(f"jinns=={VERSION}")
 PROBLEMS = ("helmholtz", "burgers", "allen-cahn")
 ITERATIONS = 300
 PRINTED_LOSSES = (0.504458257302837, 1.7184374969268857e-07)  # in the notebook, first and last

@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 
 from common import curve, final, lowest, start_cold, write_results
-from opifex.training.multilevel import CascadeTrainer, History
+from opifex.training.multilevel import CascadeTrainer, History, Monitor
 from opifex.training.stopwatch import Stopwatch
 from opifex.viz import comparison_table
 
@@ -108,8 +108,6 @@ class Course(abc.ABC):
         epochs: Sequence[int] | None = None,
     ) -> History:
         """One entry with the epochs that fit its budget, or with the given ones."""
-        from opifex.training.multilevel import Monitor
-
         start_cold()
         if epochs is None:
             epochs = [

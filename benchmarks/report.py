@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, median, read_results
+from common import RESULTS, read_results
 from sections import SECTIONS, STALE
-from tables import Results, origin, race_rows, table
+from tables import Results, middle, origin, plain, race_rows, table
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -89,8 +89,7 @@ def headline() -> str:
 def of_method(name: str, problem: str, method: str, field: str) -> Any:
     """The median of a field over the seeds, or a dash."""
     rows = (read_results(name) or {"rows": []})["rows"]
-    found = [r[field] for r in rows if (r["problem"], r["method"]) == (problem, method)]
-    return median(found) if found else "-"
+    return middle([r for r in rows if (r["problem"], r["method"]) == (problem, method)], field)
 
 
 ACCURACY: Mapping[str, tuple[str, str]] = {
@@ -131,7 +130,7 @@ def chosen(name: str, keys: Sequence[str]) -> Callable[[], str]:
         results: Results | None = read_results(name)
         if results is None:
             return "Nothing has been measured."
-        return table([{key: row[key] for key in keys} for row in results["rows"]])
+        return plain(*keys)(results)
 
     return show
 

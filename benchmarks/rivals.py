@@ -43,19 +43,12 @@ from rich.console import Console
 from rich.table import Table
 
 from common import command, median, parser, read_results, write_results
-from peers.environment import environment, first_core, on_cores, run_peer
+from peers.environment import environment, first_core, on_cores, run_peer, with_ours
 from second_order import CASES, Run
 
 CONSOLE = Console(width=140)
-ROOT = Path(__file__).parents[1]
 SSBROYDEN = "0.1.1"
-REQUIREMENTS = (
-    [
-        *("--constraint", str(ROOT / "constraints.txt")),
-        *("--editable", str(ROOT)),
-        f"ssbroyden-optimistix=={SSBROYDEN}",
-    ],
-)
+REQUIREMENTS = with_ours(f"ssbroyden-optimistix=={SSBROYDEN}")
 TUNING_SEED = 100
 # Part of the budget that a trial gets.
 TRIAL = {"poisson": 1.0, "helmholtz": 0.5, "burgers": 0.35, "allen-cahn": 0.25}
@@ -167,15 +160,23 @@ class Recorded:
         self.tuning: list[dict[str, Any]] = found.get("tuning", [])
         self.dry, self.lock = dry, Lock()
 
-    def find(self, kind: str, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    @staticmethod
+    def find(entries: list[dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any] | None:
         """The entry with these values."""
-        entries = self.tuning if kind == "tuning" else self.rows
         return next((e for e in entries if wanted.items() <= e.items()), None)
 
-    def add(self, kind: str, wanted: dict[str, Any], entry: dict[str, Any]) -> None:
-        """Put an entry in the place of those with these values, and write the results."""
+    def add(
+        self, entries: list[dict[str, Any]], wanted: dict[str, Any], entry: dict[str, Any]
+    ) -> None:
+        """Put an entry in the place of those with these values, and write the results.
+
+        Args:
+            entries: `rows` or `tuning`.
+            wanted: the values.
+            entry: what to put there.
+        """
         with self.lock:
-            self._add(self.tuning if kind == "tuning" else self.rows, wanted, entry)
+            self._add(entries, wanted, entry)
 
     def _add(
         self, entries: list[dict[str, Any]], wanted: dict[str, Any], entry: dict[str, Any]
@@ -269,7 +270,7 @@ def tune(runner: Runner, recorded: Recorded, pairs: list[tuple[str, str]]) -> No
             "steps": found["steps"],
             "processor_seconds_with_compilation": last["processor_seconds"],
         }
-        recorded.add("tuning", key, entry)
+        recorded.add(recorded.tuning, key, entry)
         CONSOLE.print({**entry, "error, not used": last["error"]})
 
     for second in (False, True):
@@ -281,7 +282,7 @@ def tune(runner: Runner, recorded: Recorded, pairs: list[tuple[str, str]]) -> No
             best = recorded.chosen(problem, method, first) if second else None
             for settings in trials(problem, method, best) if second else first:
                 key = {"problem": problem, "method": method, "settings": settings}
-                if recorded.find("tuning", key) is None:
+                if recorded.find(recorded.tuning, key) is None:
                     jobs.append((key, part * budget_of(problem)))
         on_cores(runner.cores, jobs, work)
 
@@ -297,7 +298,7 @@ def measure(
             raise SystemExit(f"run --tune for {method} on {problem} first")
         for seed in seeds:
             key = {"problem": problem, "method": method, "seed": seed}
-            if recorded.find("rows", key | {"settings": settings}) is None:
+            if recorded.find(recorded.rows, key | {"settings": settings}) is None:
                 jobs.append((key, settings, budget_of(problem)))
 
     def work(job: tuple[dict[str, Any], Settings, float], core: int) -> None:
@@ -308,7 +309,7 @@ def measure(
         kept = ("compile_seconds", "steps", "parameters", "validation_loss", "versions")
         row |= {"settings": settings, "budget": budget, "command": command()}
         row |= {name: found[name] for name in kept}
-        recorded.add("rows", key, {**key, "target": target, **row})
+        recorded.add(recorded.rows, key, {**key, "target": target, **row})
         CONSOLE.print({**key, **{n: v for n, v in row.items() if n != "curve"}})
 
     on_cores(runner.cores, jobs, work)

@@ -40,6 +40,13 @@ def on_cores(cores: Sequence[int], jobs: Iterable[Job], work: Callable[[Job, int
             pass
 
 
+def with_ours(requirement: str) -> tuple[list[str]]:
+    """Requirements of an environment that has a peer beside this project, at the pinned versions."""
+    root = HERE.parents[1]
+    ours = ["--constraint", str(root / "constraints.txt"), "--editable", str(root)]
+    return ([*ours, requirement],)
+
+
 def environment(
     name: str,
     requirements: Sequence[Sequence[str]],

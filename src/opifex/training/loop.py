@@ -31,7 +31,7 @@ __all__ = [
     "CompiledLoop",
     "LoopState",
     "as_arrays",
-    "one_batch",
+    "check_smoother",
     "owned",
     "steps_per_epoch",
 ]
@@ -142,18 +142,24 @@ def steps_per_epoch(data: tuple[Any, ...], batch_size: int | None) -> int:
     return _samples(data) // batch_size
 
 
-def one_batch(data: tuple[Any, ...], batch_size: int | None) -> tuple[Any, ...]:
-    """The data that one step sees, or their shapes.
+def check_smoother(
+    smoother: Smoother, objective: Objective, params: Any, rest: Any, batch_size: int | None
+) -> None:
+    """Let a smoother raise if it cannot take a step; all may be arrays or shapes.
 
     Args:
-        data: arguments of the loss.
+        smoother: the smoother.
+        objective: what is minimised, with all data.
+        params: trainable parameters.
+        rest: the other variables of the model.
         batch_size: samples per step, or ``None`` for all data at every step.
     """
-    if batch_size is None:
-        return data
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data
-    )
+    data = objective.data
+    if batch_size is not None:
+        data = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data
+        )
+    smoother.check(objective.at(data=data, rest=rest), params)
 
 
 def owned(tree: Any) -> Any:
@@ -253,9 +259,7 @@ class CompiledLoop:
         *,
         batch_size: int | None = None,
     ) -> None:
-        smoother.check(
-            objective.at(data=one_batch(objective.data, batch_size), rest=state.rest), state.params
-        )
+        check_smoother(smoother, objective, state.params, state.rest, batch_size)
         program = _program(hashable(smoother), batch_size, objective.structure)
         steps = jax.ShapeDtypeStruct((), jnp.int32)
         traced = program.trace(state, objective, steps)

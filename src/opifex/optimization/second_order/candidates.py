@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Choice", "best_candidate"]
+__all__ = ["Choice", "best_candidate", "best_length"]
 
 
 class Choice(NamedTuple):
@@ -47,3 +47,23 @@ def best_candidate(
     index = jnp.argmin(losses)
     accepted = losses[index] < start_loss
     return Choice(jnp.where(accepted, points[index], start), index, accepted)
+
+
+def best_length(
+    losses_at: Callable[[Float[Array, "candidates n"]], Float[Array, " candidates"]],
+    start: Float[Array, " n"],
+    start_loss: Float[Array, ""],
+    direction: Float[Array, " n"],
+    lengths: Sequence[float],
+) -> Choice:
+    """`best_candidate` among several lengths of one direction.
+
+    Args:
+        losses_at: the losses at several points, one per row.
+        start: the point before the step.
+        start_loss: the loss there.
+        direction: the step of length one.
+        lengths: what it is multiplied by.
+    """
+    steps = jnp.asarray(lengths, direction.dtype)[:, None] * direction
+    return best_candidate(losses_at, start, start_loss, steps)

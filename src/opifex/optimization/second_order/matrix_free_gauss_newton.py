@@ -19,7 +19,7 @@ from opifex.core.checks import (
 )
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.blocks import map_some
-from opifex.optimization.second_order.candidates import best_candidate
+from opifex.optimization.second_order.candidates import best_length
 from opifex.optimization.second_order.damped_least_squares import exact_products
 from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
@@ -155,9 +155,8 @@ class MatrixFreeGaussNewton:
             maxiter=self.max_iterations,
         )
         direction = direction * (slope / unit)
-        lengths = jnp.asarray(self.step_lengths, dtype)
-        choice = best_candidate(
-            problem.losses, problem.start, linear.loss, lengths[:, None] * direction
+        choice = best_length(
+            problem.losses, problem.start, linear.loss, direction, self.step_lengths
         )
         new = self.damping.update(damping, choice)
         return problem.unravel(choice.point), LevenbergMarquardtState(new), linear.loss

@@ -102,6 +102,12 @@ def _block(size: ProblemSize, passes: float, block_bytes: float) -> float:
     return min(block_bytes, passes * size.intermediates * jnp.dtype(size.dtype).itemsize)
 
 
+def _searching(size: ProblemSize, candidates: int, block_bytes: float) -> float:
+    """Bytes of the search over candidate steps, which are listed before and after they are added."""
+    listed = 2 * candidates * size.parameters * jnp.dtype(size.dtype).itemsize
+    return listed + _block(size, PASS, block_bytes)
+
+
 def dense_step_memory(
     size: ProblemSize, *, candidates: int, curved: bool, block_bytes: float
 ) -> StepMemory:
@@ -127,7 +133,7 @@ def dense_step_memory(
     factoring = jacobian + 2 * gram
     passes = CURVATURE if jacobian else CURVATURE + REVERSE
     curving = jacobian + gram + _block(size, passes, block_bytes) * curved
-    searching = 2 * candidates * size.parameters * item + _block(size, PASS, block_bytes)
+    searching = _searching(size, candidates, block_bytes)
     # Divide and conquer, LAPACK's syevd: 1 + 6 k + 2 k^2 numbers.
     return StepMemory(int(max(building, factoring, curving, searching)), int(2 * gram))
 
@@ -143,13 +149,12 @@ def matrix_free_step_memory(
         rank: of the preconditioner.
         block_bytes: budget for one block of points.
     """
-    item = jnp.dtype(size.dtype).itemsize
     rank = min(rank, size.parameters)
-    sketch = rank * size.parameters * item
+    sketch = rank * size.parameters * jnp.dtype(size.dtype).itemsize
     columns = largest_divisor(rank, SIDE_BY_SIDE)
     # Random vectors, their products, the root of the approximation, its singular vectors, a copy.
     multiplying = 2 * sketch + _block(size, PASS + COLUMN * columns, block_bytes)
-    searching = sketch + 2 * candidates * size.parameters * item + _block(size, PASS, block_bytes)
+    searching = sketch + _searching(size, candidates, block_bytes)
     return StepMemory(int(max(5 * sketch, multiplying, searching)), 0)
 
 

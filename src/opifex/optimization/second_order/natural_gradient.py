@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from opifex.core.checks import check_nonnegative, check_positive, check_positive_numbers
 from opifex.core.residuals import ResidualTerm
-from opifex.optimization.second_order.candidates import best_candidate
+from opifex.optimization.second_order.candidates import best_length
 from opifex.optimization.second_order.damped_least_squares import exact_products, factorize
 from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
@@ -136,9 +136,8 @@ class EnergyNaturalGradient:
         relative = self.damping.clip(state.damping)
         absolute = relative.astype(problem.size.dtype) * linear.squared_norm
         direction = pull + system.solve(linear.right_hand_side + linear.image(pull), absolute)
-        lengths = jnp.asarray(self.step_lengths, direction.dtype)
-        choice = best_candidate(
-            problem.losses, problem.start, linear.loss, lengths[:, None] * direction
+        choice = best_length(
+            problem.losses, problem.start, linear.loss, direction, self.step_lengths
         )
         # Momentum that leads nowhere is forgotten: the next step is a plain one.
         kept = jnp.where(choice.accepted, direction, jnp.zeros_like(direction))

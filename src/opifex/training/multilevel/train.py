@@ -33,7 +33,7 @@ from opifex.training.loop import (
     CAPACITY,
     CompiledLoop,
     LoopState,
-    one_batch,
+    check_smoother,
     owned,
     steps_per_epoch,
 )
@@ -291,9 +291,12 @@ class _Interpreter:
                 checked.add((move.level, user_level))
                 owner = self._owner(move.level, user_level)
                 objective = self._objective(levels, move.level, owner)
-                step_data = one_batch(objective.data, self.task.batch_size)
-                self.task.smoothers[move.level].check(
-                    objective.at(data=step_data, rest=levels[owner].rest), levels[move.level].params
+                check_smoother(
+                    self.task.smoothers[move.level],
+                    objective,
+                    levels[move.level].params,
+                    levels[owner].rest,
+                    self.task.batch_size,
                 )
             if not isinstance(move, Interpolate | Restrict):
                 continue
