@@ -86,7 +86,8 @@ def run_peer(
         core: the one core that the process may use, with one thread; any by default.
     """
     command = [str(python), str(HERE / script), *arguments]
-    given = dict(os.environ)
+    # Where this package is found by a path, its namesake's environment would find it, too.
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if core is not None:
         # The affinity is inherited; libraries that count cores their own way are told as well.
         command = ["taskset", "--cpu-list", str(core), *command]

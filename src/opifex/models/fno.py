@@ -354,6 +354,26 @@ def check_fields(
         )
 
 
+def check_axes(x: Array | np.ndarray, spatial_dims: int, *, name: str = "x") -> None:
+    """Raise unless ``x`` has shape (batch, *spatial, channels), with any number of channels.
+
+    Args:
+        x: fields.
+        spatial_dims: number of spatial axes it should have.
+        name: what the message calls it.
+
+    Raises:
+        ValueError: if it has another number of axes.
+    """
+    shape = jnp.shape(x)
+    if len(shape) != spatial_dims + 2:
+        missing = len(shape) == spatial_dims + 1
+        raise ValueError(
+            f"{name} must have shape (batch, {spatial_dims} spatial axes, channels), got {shape}"
+            + (f"; add the axis of channels: {name}[..., None]" if missing else "")
+        )
+
+
 def space_first(x: Float[Array, "batch *spatial channels"]) -> Array:
     """(batch, *spatial, channels) to (*spatial, batch, channels)."""
     return jnp.moveaxis(x, 0, -2)

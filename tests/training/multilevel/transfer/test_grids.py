@@ -266,6 +266,20 @@ def test_models_say_where_the_points_lie(kind):
             resolution_hierarchy(inputs, outputs, [models[0], other])
 
 
+def test_a_forgotten_axis_of_channels_is_noticed():
+    field = np.ones((3, 16, 16))
+    with pytest.raises(ValueError, match=r"inputs must have shape .*add the axis of channels"):
+        resolution_hierarchy(field, field, [(2, 2), (4, 4)])
+    with pytest.raises(ValueError, match="2 spatial axes"):
+        resolution_hierarchy(field, field, [2, 4], shapes=[(8, 8), (16, 16)])
+    # One number per level does not tell how many axes there are.
+    with pytest.warns(UserWarning, match="are read as 16 channels on a grid"):
+        resolution_hierarchy(field, field, [2, 4])
+    levels = resolution_hierarchy(field[..., None], field[..., None], [2, 4])
+    assert levels[0].inputs.shape[1] < 16 and levels[1].inputs.shape == (3, 16, 16, 1)
+
+
+
 FIELD = np.ones((1, 8, 6, 1))
 
 

@@ -28,6 +28,7 @@ Grids nest if a whole number of fine cells makes a coarse one.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -40,7 +41,7 @@ from jaxtyping import Array, Float
 
 from opifex.core.checks import check_choice, check_positive, check_positive_int
 from opifex.models import FNO
-from opifex.models.fno import check_fields
+from opifex.models.fno import check_axes, check_fields
 
 __all__ = [
     "GRID_KINDS",
@@ -62,6 +63,9 @@ METHODS = {
     "cell": ("auto", "average", "cosine"),
     "vertex": ("auto", "full-weighting", "cosine"),
 }
+
+_MANY_CHANNELS = 8
+"""More are rare in fields, so that as many as grid points are taken for a forgotten axis."""
 
 Matrix = Float[np.ndarray, "rows columns"]
 
@@ -423,8 +427,8 @@ def resolution_hierarchy(
     Raises:
         ValueError: if ``modes`` is empty, inputs and outputs differ in samples or grid or do not fit
             the models, the models differ in their kind of grid, ``shapes`` does not have one entry
-            per level, a grid is too coarse for its modes, or an argument of the restriction is not
-            allowed.
+            per level, fields lack an axis that modes or shapes describe, a grid is too coarse for
+            its modes, or an argument of the restriction is not allowed.
         TypeError: if a size is not an integer.
 
     Example:
@@ -451,6 +455,16 @@ def resolution_hierarchy(
         raise ValueError(
             f"inputs and outputs must have the same shape (samples, *spatial) before the channels, "
             f"got {inputs.shape} and {outputs.shape}"
+        )
+    for described in (*kept, *(shapes or ())):
+        if not isinstance(described, int | np.integer):
+            check_axes(inputs, len(described), name="inputs")
+    if inputs.shape == outputs.shape and inputs.shape[-1] == inputs.shape[-2] > _MANY_CHANNELS:
+        warnings.warn(
+            f"inputs and outputs of shape {inputs.shape} are read as {inputs.shape[-1]} channels on "
+            f"a grid {inputs.shape[1:-1]}; if the last axis is one of the grid, add an axis of "
+            "channels: fields[..., None]",
+            stacklevel=2,
         )
     finest = inputs.shape[1:-1]
     if shapes is None:
