@@ -4,6 +4,7 @@ The room may import `opifex.core`.
 """
 
 from opifex.optimization.second_order.damping import AdaptiveDamping
+from opifex.optimization.second_order.gauss_newton import GaussNewton, GaussNewtonState
 from opifex.optimization.second_order.hybrid import (
     HybridOptimizer,
     HybridOptimizerConfig,
@@ -24,6 +25,8 @@ __all__ = [
     "AdaptiveDamping",
     "EnergyNaturalGradient",
     "EnergyNaturalGradientState",
+    "GaussNewton",
+    "GaussNewtonState",
     "HybridOptimizer",
     "HybridOptimizerConfig",
     "HybridOptimizerState",
