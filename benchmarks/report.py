@@ -67,6 +67,12 @@ def headline() -> str:
     for name, ours, theirs, against in (
         ("overhead", "trainer_ms_per_step", "bare_ms_per_step", "a bare `jit(scan)` loop"),
         (
+            "overhead_gpu",
+            "trainer_ms_per_step",
+            "bare_ms_per_step",
+            "a bare `jit(scan)` loop on a GPU",
+        ),
+        (
             "namesake",
             "ms per step",
             "namesake ms per step",
