@@ -69,9 +69,10 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "overhead_gpu",
         "Overhead of the loop on a GPU",
         "The same on an accelerator, where steps take a tenth of a millisecond, so that one more "
-        "exchange between host and device in every step shows. The goal is missed there, presumably since "
-        "our loop may end early, after a loss that is not finite, and the host has to read that "
-        "condition, which a `scan` does not have. The difference is about the same for all three networks.",
+        "exchange between host and device in every step shows. The goal is missed there, presumably "
+        "since our loop may end early, after a loss that is not finite, and the host has to read that "
+        "condition, which a `scan` does not have. The difference is about the same for all three "
+        "networks.",
         plain(),
     ),
     (
@@ -101,7 +102,8 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "Second-order smoothers",
         "PINNs in float64, one core. Poisson is the page's; Burgers' has viscosity 0.01/pi; all but "
         "Poisson use the problem's trial function, for every method. `lm` is Levenberg-Marquardt. All "
-        "methods get the processor seconds of `lm-cascade`; wall times are not shown, since other programs shared the core.",
+        "methods get the processor seconds of `lm-cascade`; wall times are not shown, since other "
+        "programs shared the core.",
         lambda results: by_method(results, PROCESSOR),
     ),
     (

@@ -276,8 +276,8 @@ def test_a_forgotten_axis_of_channels_is_noticed():
     with pytest.warns(UserWarning, match="are read as 16 channels on a grid"):
         resolution_hierarchy(field, field, [2, 4])
     levels = resolution_hierarchy(field[..., None], field[..., None], [2, 4])
-    assert levels[0].inputs.shape[1] < 16 and levels[1].inputs.shape == (3, 16, 16, 1)
-
+    assert levels[0].inputs.shape[1] < 16
+    assert levels[1].inputs.shape == (3, 16, 16, 1)
 
 
 FIELD = np.ones((1, 8, 6, 1))

@@ -450,7 +450,9 @@ def resolution_hierarchy(
         if len(kinds) > 1:
             raise ValueError(f"models must have the same grid_kind, got {sorted(kinds)}")
         (grid_kind,) = kinds
-    kept = [level.modes if isinstance(level, FNO) else level for level in modes]
+    kept: list[int | Sequence[int]] = [
+        level.modes if isinstance(level, FNO) else level for level in modes
+    ]
     if inputs.ndim < 3 or inputs.shape[:-1] != outputs.shape[:-1]:
         raise ValueError(
             f"inputs and outputs must have the same shape (samples, *spatial) before the channels, "
