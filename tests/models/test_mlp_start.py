@@ -39,7 +39,8 @@ def test_biases_of_hidden_layers_are_spread():
     for layer, half in ((0, 1.0), (1, 0.5)):
         bias = spread["hidden", layer, "dense", "bias"]
         # Uniform numbers: all inside, and their extremes near the ends (missed once in 1e4 draws).
-        assert np.all(np.abs(bias) <= half) and np.ptp(bias) > 1.5 * half
+        assert np.all(np.abs(bias) <= half)
+        assert np.ptp(bias) > 1.5 * half
     assert not spread["output", "bias"].any()
     for path in plain:  # weights are drawn as before, whatever the biases do
         if path[-1] == "kernel":

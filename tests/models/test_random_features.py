@@ -28,7 +28,8 @@ def with_weights(model: RandomFeatures, seed: int = 1) -> RandomFeatures:
 def test_the_model_is_zero_at_first_and_linear_in_its_parameters():
     model = features()
     points = jnp.ones((4, 5, 2))
-    assert model(points).shape == (4, 5, 3) and model(points[0, 0]).shape == (3,)
+    assert model(points).shape == (4, 5, 3)
+    assert model(points[0, 0]).shape == (3,)
     assert not model(points).any()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 51 * 3

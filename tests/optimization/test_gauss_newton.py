@@ -82,7 +82,8 @@ def test_a_step_that_would_lead_up_is_shortened_or_not_taken():
         for _ in range(8):
             weights, _, loss = solver.step((term,), bind, weights, solver.init(weights), point)
             losses.append(float(loss))
-        assert np.all(np.diff(losses) <= 0) and losses[-1] < 1e-20
+        assert np.all(np.diff(losses) <= 0)
+        assert losses[-1] < 1e-20
         nowhere = ResidualTerm("constant", lambda u, x: u(x) * 0 + 1)
         same, _, loss = solver.step((nowhere,), bind, weights, solver.init(weights), point)
         assert float(loss) == 1 and np.array_equal(same, weights)

@@ -145,9 +145,11 @@ class MLP(nnx.Module):
         first.kernel[...] = input_scale * first.kernel[...]
         if bias_scale > 0:
             for i, layer in enumerate(self.hidden):
-                bias, half = layer.dense.bias, bias_scale * (input_scale if i == 0 else 1.0)
-                bias[...] = jax.random.uniform(
-                    rngs.params(), bias.shape, param_dtype, minval=-half, maxval=half
+                half = bias_scale * (input_scale if i == 0 else 1.0)
+                layer.dense.bias = nnx.Param(
+                    jax.random.uniform(
+                        rngs.params(), (widths[i],), param_dtype, minval=-half, maxval=half
+                    )
                 )
 
     def __call__(

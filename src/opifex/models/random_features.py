@@ -111,7 +111,9 @@ class RandomFeatures(nnx.Module):
             else (check_positive("slope", slope),) * input_dim
         )
         if len(slopes) != input_dim:
-            raise ValueError(f"slope must have one entry for each of {input_dim} inputs, got {slope!r}")
+            raise ValueError(
+                f"slope must have one entry for each of {input_dim} inputs, got {slope!r}"
+            )
         check_callable("activation", activation)
         self.activation = activation
         middle, half = bounds.mean(axis=1), (bounds[:, 1] - bounds[:, 0]) / 2

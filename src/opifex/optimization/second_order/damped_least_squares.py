@@ -103,4 +103,6 @@ def regularized_solution(
     upper = jnp.concatenate([matrix, right_hand_side[:, None]], axis=1)
     lower = smallest * jnp.eye(columns, columns + 1, dtype=matrix.dtype)
     triangle = jnp.linalg.qr(jnp.concatenate([upper, lower]), mode="r")
-    return jax.scipy.linalg.solve_triangular(triangle[:columns, :columns], triangle[:columns, columns])
+    return jax.scipy.linalg.solve_triangular(
+        triangle[:columns, :columns], triangle[:columns, columns]
+    )

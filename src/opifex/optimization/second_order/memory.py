@@ -139,9 +139,7 @@ def dense_step_memory(
     return StepMemory(int(max(building, factoring, curving, searching)), int(2 * gram))
 
 
-def orthogonal_step_memory(
-    size: ProblemSize, *, candidates: int, block_bytes: float
-) -> StepMemory:
+def orthogonal_step_memory(size: ProblemSize, *, candidates: int, block_bytes: float) -> StepMemory:
     """Bytes of a step by QR of the Jacobian and the singular values of its triangle.
 
     Args:
