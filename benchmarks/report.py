@@ -104,6 +104,9 @@ ACCURACY: Mapping[str, tuple[str, str]] = {
     "natural gradient": ("second_order", "natural-gradient-alone"),
     "matrix-free Gauss-Newton": ("second_order", "matrix-free-alone"),
     "random features": ("rivals", "random-features"),
+    "self-scaled Broyden (peer)": ("rivals", "ssbroyden"),
+    "SOAP": ("rivals", "soap"),
+    "Adam": ("rivals", "adam"),
 }
 
 

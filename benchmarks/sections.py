@@ -153,9 +153,7 @@ OLD_SOLVERS = (
     "smallest of its errors here."
 )
 STALE = {
-    "transfer_choices": OLD_CORE,
     "cycles": OLD_CORE,
-    "multistage_fit": OLD_CORE,
     "cost_growth": OLD_CORE,
     "jinns": OLD_SOLVERS,
 }
