@@ -20,6 +20,11 @@ from opifex.optimization.second_order.natural_gradient import (
     EnergyNaturalGradient,
     EnergyNaturalGradientState,
 )
+from opifex.optimization.second_order.self_scaled_broyden import (
+    SelfScaledBroydenState,
+    scale_by_self_scaled_broyden,
+    self_scaled_broyden,
+)
 
 __all__ = [
     "AdaptiveDamping",
@@ -34,6 +39,9 @@ __all__ = [
     "LevenbergMarquardtState",
     "MatrixFreeGaussNewton",
     "ProblemSize",
+    "SelfScaledBroydenState",
     "StepMemory",
     "available_bytes",
+    "scale_by_self_scaled_broyden",
+    "self_scaled_broyden",
 ]
