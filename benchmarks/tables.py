@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from common import median
 
 Results = dict[str, Any]
@@ -113,6 +115,30 @@ def plain(*columns: str) -> Callable[[Results], str]:
         return table([{name.replace("_", " "): row[name] for name in names} for row in rows])
 
     return show
+
+
+def rounding(results: Results) -> str:
+    """Median and upper quartile of the errors, and whether the goal is met."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault(row["problem"], []).append(row)
+    rows = []
+    for problem, runs in groups.items():
+        errors = [run["error"] for run in runs]
+        rows.append(
+            {
+                "problem": problem,
+                "method": runs[0]["method"],
+                "parameters": runs[0]["parameters"],
+                "median error": float(np.median(errors)),
+                "upper quartile": float(np.quantile(errors, 0.75)),
+                "goal": runs[0]["goal"],
+                "processor seconds": middle(runs, "processor seconds"),
+                "within": runs[0]["within"],
+                "seeds": len(runs),
+            }
+        )
+    return table(rows)
 
 
 def peer_race(results: Results) -> str:

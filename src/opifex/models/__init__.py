@@ -7,6 +7,7 @@ from opifex.models.corrected import CorrectedModel, FrozenVariable, freeze
 from opifex.models.fno import FNO, FourierBlock, SpectralConv
 from opifex.models.mlp import MLP, HiddenLayer
 from opifex.models.multiscale import FourierFeatures, FrequencyBand, MultiscaleMLP
+from opifex.models.random_features import RandomFeatures
 from opifex.models.trial_function import SymmetricModel, TrialFunction
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "FrozenVariable",
     "HiddenLayer",
     "MultiscaleMLP",
+    "RandomFeatures",
     "SpectralConv",
     "SymmetricModel",
     "TrialFunction",

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Real
 
-from opifex.core.checks import check_callable, check_last_axis, check_positive_int, check_sizes
+from opifex.core.checks import (
+    check_callable,
+    check_last_axis,
+    check_nonnegative,
+    check_positive,
+    check_positive_int,
+    check_sizes,
+)
 from opifex.core.dtypes import as_inexact
 
 Activation = Callable[[Array], Array]
@@ -76,12 +84,17 @@ class MLP(nnx.Module):
             for problems that differentiate the network.
         depth_gates: give every hidden layer after the first a trainable gate, so that layers can
             be added later without changing the function; needs equal hidden widths.
+        input_scale: factor of the first layer's weights at the start.
+        bias_scale: biases of hidden layers start uniformly between minus and plus this number, those
+            of the first layer times ``input_scale``; at zero by default. For second-order methods
+            on inputs of about [-1, 1] start with ``input_scale=2, bias_scale=1``: features that
+            differ more in slope and place end lower.
         param_dtype: dtype of the parameters; computations promote with the input.
         rngs: random streams; ``params`` is used.
 
     Raises:
-        ValueError: if a size is not positive, ``hidden_dims`` is empty, or ``depth_gates`` is set
-            and the hidden widths differ.
+        ValueError: if a size or ``input_scale`` is not positive, ``bias_scale`` is negative,
+            ``hidden_dims`` is empty, or ``depth_gates`` is set and the hidden widths differ.
         TypeError: if a size is not an integer or ``activation`` is not callable.
 
     Example:
@@ -101,9 +114,13 @@ class MLP(nnx.Module):
         *,
         activation: Activation = jnp.tanh,
         depth_gates: bool = False,
+        input_scale: float = 1.0,
+        bias_scale: float = 0.0,
         param_dtype: jnp.dtype | type = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        check_positive("input_scale", input_scale)
+        check_nonnegative("bias_scale", bias_scale)
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)
         widths = check_sizes("hidden_dims", hidden_dims)
@@ -124,6 +141,16 @@ class MLP(nnx.Module):
             for i in range(len(widths))
         )
         self.output = nnx.Linear(widths[-1], self.output_dim, param_dtype=param_dtype, rngs=rngs)
+        first = self.hidden[0].dense
+        first.kernel[...] = input_scale * first.kernel[...]
+        if bias_scale > 0:
+            for i, layer in enumerate(self.hidden):
+                half = bias_scale * (input_scale if i == 0 else 1.0)
+                layer.dense.bias = nnx.Param(
+                    jax.random.uniform(
+                        rngs.params(), (widths[i],), param_dtype, minval=-half, maxval=half
+                    )
+                )
 
     def __call__(
         self, x: Real[Array | np.ndarray, "*batch inputs"]

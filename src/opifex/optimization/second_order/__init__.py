@@ -4,6 +4,7 @@ The room may import `opifex.core`.
 """
 
 from opifex.optimization.second_order.damping import AdaptiveDamping
+from opifex.optimization.second_order.gauss_newton import GaussNewton, GaussNewtonState
 from opifex.optimization.second_order.hybrid import (
     HybridOptimizer,
     HybridOptimizerConfig,
@@ -19,11 +20,18 @@ from opifex.optimization.second_order.natural_gradient import (
     EnergyNaturalGradient,
     EnergyNaturalGradientState,
 )
+from opifex.optimization.second_order.self_scaled_broyden import (
+    SelfScaledBroydenState,
+    scale_by_self_scaled_broyden,
+    self_scaled_broyden,
+)
 
 __all__ = [
     "AdaptiveDamping",
     "EnergyNaturalGradient",
     "EnergyNaturalGradientState",
+    "GaussNewton",
+    "GaussNewtonState",
     "HybridOptimizer",
     "HybridOptimizerConfig",
     "HybridOptimizerState",
@@ -31,6 +39,9 @@ __all__ = [
     "LevenbergMarquardtState",
     "MatrixFreeGaussNewton",
     "ProblemSize",
+    "SelfScaledBroydenState",
     "StepMemory",
     "available_bytes",
+    "scale_by_self_scaled_broyden",
+    "self_scaled_broyden",
 ]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["DampedLeastSquares", "exact_products", "factorize"]
+__all__ = ["DampedLeastSquares", "exact_products", "factorize", "regularized_solution"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,3 +78,31 @@ def factorize(
     eigenvectors, eigenvalues = jax.lax.linalg.eigh(gram, symmetrize_input=False)
     # Rounding may push zero eigenvalues below zero.
     return DampedLeastSquares(jnp.maximum(eigenvalues, 0.0), eigenvectors, rows)
+
+
+def regularized_solution(
+    matrix: Float[Array, "m n"], right_hand_side: Float[Array, " m"], regularization: float
+) -> Float[Array, " n"]:
+    r"""The minimiser of $|A x - b|^2 + \epsilon^2 |A|_F^2 |x|^2$ by an orthogonal factorisation.
+
+    The regularisation is a block of rows below $A$, so that one QR factorisation and one triangular
+    solve do everything and no condition number is squared (Golub and Van Loan, Matrix Computations,
+    4th edition, section 6.1.4). A wide $A$ is first reduced to the space of its rows, where the
+    minimiser is.
+
+    Args:
+        matrix: $A$.
+        right_hand_side: $b$.
+        regularization: $\epsilon$; at least the machine precision.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        basis, triangle = jnp.linalg.qr(matrix.T)
+        return basis @ regularized_solution(triangle.T, right_hand_side, regularization)
+    columns = matrix.shape[1]
+    smallest = max(regularization, float(jnp.finfo(matrix.dtype).eps)) * jnp.linalg.norm(matrix)
+    upper = jnp.concatenate([matrix, right_hand_side[:, None]], axis=1)
+    lower = smallest * jnp.eye(columns, columns + 1, dtype=matrix.dtype)
+    triangle = jnp.linalg.qr(jnp.concatenate([upper, lower]), mode="r")
+    return jax.scipy.linalg.solve_triangular(
+        triangle[:columns, :columns], triangle[:columns, columns]
+    )

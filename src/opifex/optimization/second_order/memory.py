@@ -28,6 +28,7 @@ __all__ = [
     "dense_step_memory",
     "largest_divisor",
     "matrix_free_step_memory",
+    "orthogonal_step_memory",
 ]
 
 BLOCK_BYTES = 32 * 2**20
@@ -136,6 +137,25 @@ def dense_step_memory(
     searching = _searching(size, candidates, block_bytes)
     # Divide and conquer, LAPACK's syevd: 1 + 6 k + 2 k^2 numbers.
     return StepMemory(int(max(building, factoring, curving, searching)), int(2 * gram))
+
+
+def orthogonal_step_memory(size: ProblemSize, *, candidates: int, block_bytes: float) -> StepMemory:
+    """Bytes of a step by QR of the Jacobian and the singular values of its triangle.
+
+    Args:
+        size: of the problem.
+        candidates: steps whose losses are compared.
+        block_bytes: budget for one block of points.
+    """
+    item = jnp.dtype(size.dtype).itemsize
+    rows = size.parameters * size.residuals * item
+    square = min(size.parameters, size.residuals) ** 2 * item
+    building = rows + max(min(rows, block_bytes), _block(size, PASS, block_bytes))
+    # The Jacobian beside its factors; the triangle beside left and right vectors and a copy.
+    factoring = max(2 * rows + square, (rows if not size.is_primal else 0) + 4 * square)
+    searching = _searching(size, candidates, block_bytes)
+    # Divide and conquer, LAPACK's gesdd: about 4 k^2 numbers.
+    return StepMemory(int(max(building, factoring, searching)), int(4 * square))
 
 
 def matrix_free_step_memory(

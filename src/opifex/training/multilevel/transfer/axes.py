@@ -16,7 +16,14 @@ from typing import Literal
 
 from flax import nnx
 
-from opifex.models import FourierFeatures, FrequencyBand, HiddenLayer, MultiscaleMLP, SpectralConv
+from opifex.models import (
+    FourierFeatures,
+    FrequencyBand,
+    HiddenLayer,
+    MultiscaleMLP,
+    RandomFeatures,
+    SpectralConv,
+)
 
 __all__ = [
     "FAN_IN",
@@ -114,6 +121,7 @@ _REGISTRY: dict[type[nnx.Module], LayerAxes] = {
     ),
     HiddenLayer: LayerAxes({"gate": ()}, identity_gates=("gate",)),
     FourierFeatures: LayerAxes({"directions": (FIXED, FAN_OUT), "phases": (FAN_OUT,)}),
+    RandomFeatures: LayerAxes({"weights": (FIXED, FAN_OUT), "biases": (FAN_OUT,)}),
     FrequencyBand: LayerAxes(
         {"frequency": (), "amplitudes": (FAN_IN, FAN_OUT)}, identity_gates=("amplitudes",)
     ),

@@ -1,0 +1,129 @@
+r"""Gauss-Newton without damping, by orthogonal factorisation: for models that are linear, or nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from opifex.core.checks import check_fraction, check_positive, check_positive_numbers
+from opifex.core.residuals import ResidualTerm
+from opifex.optimization.second_order.candidates import best_length
+from opifex.optimization.second_order.damped_least_squares import (
+    exact_products,
+    regularized_solution,
+)
+from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.memory import (
+    BLOCK_BYTES,
+    ProblemSize,
+    StepMemory,
+    orthogonal_step_memory,
+)
+
+__all__ = ["GaussNewton", "GaussNewtonState"]
+
+
+class GaussNewtonState(NamedTuple):
+    """Nothing is carried from step to step."""
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    r"""Minimises the weighted mean squares of residual terms by full Gauss-Newton steps.
+
+    A step minimises $|r + J d|^2 + \epsilon^2 |J|_F^2 |d|^2$ for the residual vector $r$ and its
+    Jacobian $J$, by a QR factorisation of $J$ with the regularisation as further rows. Normal
+    equations, which `LevenbergMarquardt` solves, lose all directions with singular values below the
+    root of the machine precision; this solver keeps them, and $\epsilon$ is so small that it only
+    bounds the length of the step. Where the residuals are linear in the parameters, as with
+    `opifex.models.RandomFeatures` and a linear equation, the first step is the solution up to
+    $\epsilon$, and a second one removes most of what $\epsilon$ has changed. Elsewhere the length of
+    the step is the best of a grid, and the direction is a gamble: networks want
+    `LevenbergMarquardt`.
+
+    Dtypes and precision of products are those of `LevenbergMarquardt`. The Jacobian is stored.
+
+    Attributes:
+        regularization: $\epsilon$, in (0, 1); never below the machine precision.
+        step_lengths: lengths to try.
+        block_bytes: about what the intermediate results of one block of points may take.
+
+    Raises:
+        ValueError: if a setting is out of range or ``step_lengths`` is empty.
+        TypeError: if a setting has the wrong type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from opifex.core import ResidualTerm
+        >>> from opifex.optimization.second_order import GaussNewton
+        >>> term = ResidualTerm("fit", lambda u, x: u(x) - 3 * x)
+        >>> points, slope, solver = jnp.ones((4, 1)), jnp.zeros(1), GaussNewton()
+        >>> slope, state, loss = solver.step(
+        ...     [term], lambda slope: lambda x: slope * x, slope, solver.init(slope), (points,)
+        ... )
+        >>> float(loss), round(float(slope[0]), 5)
+        (9.0, 3.0)
+    """
+
+    regularization: float = 1e-15
+    step_lengths: tuple[float, ...] = tuple(0.5**k for k in range(10))
+    block_bytes: float = BLOCK_BYTES
+
+    def __post_init__(self) -> None:
+        check_fraction("regularization", self.regularization)
+        check_positive("block_bytes", self.block_bytes)
+        # A list cannot be hashed, which compiled programs need.
+        lengths = check_positive_numbers("step_lengths", self.step_lengths)
+        object.__setattr__(self, "step_lengths", lengths)
+
+    def init(self, params: Any) -> GaussNewtonState:
+        """State before the first step."""
+        del params
+        return GaussNewtonState()
+
+    def step_memory(self, size: ProblemSize) -> StepMemory:
+        """Bytes of a step, without compiling it; XLA's figure is within a factor of two.
+
+        Args:
+            size: of the problem.
+        """
+        return orthogonal_step_memory(
+            size, candidates=len(self.step_lengths), block_bytes=self.block_bytes
+        )
+
+    @exact_products
+    def step(
+        self,
+        terms: Sequence[ResidualTerm],
+        bind: Bind,
+        params: Any,
+        state: GaussNewtonState,
+        points: tuple[Float[Array, "_ _"], ...],
+    ) -> tuple[Any, GaussNewtonState, Float[Array, ""]]:
+        """One step; pure. Never increases the loss.
+
+        Args:
+            terms: the terms of the objective.
+            bind: maps parameters to a function of one point.
+            params: any pytree of real arrays.
+            state: state from `init` or from the step before.
+            points: one array of points per term.
+
+        Returns:
+            New parameters, new state, and the loss at the old parameters.
+
+        Raises:
+            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
+                there are no points.
+            TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
+                callable, or an entry of ``terms`` is not a `ResidualTerm`.
+        """
+        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+        residuals, jacobian = problem.jacobian(problem.start)
+        direction = regularized_solution(jacobian, -residuals, self.regularization)
+        loss = residuals @ residuals
+        choice = best_length(problem.losses, problem.start, loss, direction, self.step_lengths)
+        return problem.unravel(choice.point), state, loss
