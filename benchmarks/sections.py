@@ -151,8 +151,8 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
 
 OLD_CORE = "Measured with an earlier state of the training core; not repeated since."
 OLD_REFERENCES = (
-    "Measured before the references were made exact; not repeated since. The reference of Allen-Cahn was "
-    "then wrong by 1e-5."
+    "Measured before the references were made exact; not repeated since. The reference of Allen-Cahn "
+    "was then wrong by 1e-5."
 )
 STALE = {
     "cycles": OLD_CORE,
