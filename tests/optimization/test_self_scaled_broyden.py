@@ -93,7 +93,7 @@ def test_a_step_without_positive_curvature_keeps_the_matrix():
     # The gradient did not change along a step: no information.
     _, second = method.update(gradient, first, params + 1.0)
     assert np.array_equal(first.inverse, second.inverse)
-    assert int(second.count) == 2
+    assert int(second.step) == 2
 
 
 def test_networks_are_trained_far_below_adam():

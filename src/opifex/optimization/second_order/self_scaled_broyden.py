@@ -23,14 +23,14 @@ class SelfScaledBroydenState(NamedTuple):
         params: parameters of the step before, flat.
         gradient: gradient there.
         direction: the step of length one from there.
-        count: steps so far.
+        step: how many there were.
     """
 
     inverse: Float[Array, "n n"]
     params: Float[Array, " n"]
     gradient: Float[Array, " n"]
     direction: Float[Array, " n"]
-    count: Int[Array, ""]
+    step: Int[Array, ""]
 
 
 class _Step(NamedTuple):
@@ -116,15 +116,19 @@ def scale_by_self_scaled_broyden() -> optax.GradientTransformationExtraArgs:
 
     def init(params: Any) -> SelfScaledBroydenState:
         flat, _ = ravel_pytree(params)
-        # Separate buffers, since each is donated to the next step.
-        zeros = [jnp.zeros_like(flat) for _ in range(3)]
         return SelfScaledBroydenState(
-            jnp.eye(flat.size, dtype=flat.dtype), *zeros, jnp.zeros((), jnp.int32)
+            inverse=jnp.eye(flat.size, dtype=flat.dtype),
+            # Separate buffers, since each is donated to the next step.
+            params=jnp.zeros_like(flat),
+            gradient=jnp.zeros_like(flat),
+            direction=jnp.zeros_like(flat),
+            step=jnp.zeros((), jnp.int32),
         )
 
     def update(
-        updates: Any, state: SelfScaledBroydenState, params: Any = None, **_: Any
+        updates: Any, state: SelfScaledBroydenState, params: Any = None, **extra: Any
     ) -> tuple[Any, SelfScaledBroydenState]:
+        del extra  # what line searches are given
         if params is None:
             raise ValueError(
                 "params must be given to update: the method compares parameters of two steps"
@@ -136,7 +140,7 @@ def scale_by_self_scaled_broyden() -> optax.GradientTransformationExtraArgs:
         squared = state.direction @ state.direction
         length = (s @ state.direction) / jnp.where(squared > 0, squared, 1.0)
         # The direction was -H g with the same H, so that one product gives both.
-        step = _Step(s, y, image + state.direction, length, s @ state.gradient)
+        taken = _Step(s, y, image + state.direction, length, s @ state.gradient)
         curvature = y @ s
         tiny = jnp.finfo(flat.dtype).eps
 
@@ -146,14 +150,14 @@ def scale_by_self_scaled_broyden() -> optax.GradientTransformationExtraArgs:
             return size * jnp.eye(flat.size, dtype=flat.dtype), -size * gradient
 
         def proceed() -> tuple[Array, Array]:
-            change = _update(step)
+            change = _update(taken)
             return change.matrix(state.inverse), -change.product(image, gradient)
 
         def rescale() -> tuple[Array, Array]:
             # Before the first update H takes the scale of the function, as for BFGS (Nocedal and
             # Wright, Numerical Optimization, 2006, equation 6.20); the step was longer then.
             size = curvature / (y @ y) / state.inverse[0, 0]
-            change = _update(step._replace(along=size * step.along, length=length / size))
+            change = _update(taken._replace(along=size * taken.along, length=length / size))
             return (
                 change.matrix(size * state.inverse),
                 -change.product(size * image, gradient),
@@ -163,14 +167,14 @@ def scale_by_self_scaled_broyden() -> optax.GradientTransformationExtraArgs:
             return state.inverse, -image
 
         usable = curvature > tiny * jnp.linalg.norm(y) * jnp.linalg.norm(s)
-        usable &= step.along @ y > 0
-        case = jnp.where((state.count > 0) & ~usable, 3, jnp.minimum(state.count, 2))
+        usable &= taken.along @ y > 0
+        case = jnp.where((state.step > 0) & ~usable, 3, jnp.minimum(state.step, 2))
         inverse, direction = jax.lax.switch(case, (start, rescale, proceed, keep))
         # Rounding may cost H its definiteness: then begin again from the gradient.
         lost = ~(direction @ gradient < 0)
         inverse, direction = jax.lax.cond(lost, start, lambda: (inverse, direction))
-        count = jnp.where(lost, 0, state.count) + 1
-        return unravel(direction), SelfScaledBroydenState(inverse, flat, gradient, direction, count)
+        step = jnp.where(lost, 0, state.step) + 1
+        return unravel(direction), SelfScaledBroydenState(inverse, flat, gradient, direction, step)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
