@@ -40,20 +40,24 @@ def minimise(loss, start, steps: int, method=None):
     return jax.jit(lambda x: jax.lax.scan(step, (x, method.init(x)), length=steps))(start)
 
 
+METHOD = scale_by_self_scaled_broyden()
+UPDATE = jax.jit(METHOD.update)  # compiled once for all examples
+
+
 @given(seed=st.integers(0, 99), steps=st.integers(2, 12), exponent=st.floats(0, 3))
 @settings(max_examples=15, deadline=None)
 def test_the_secant_equation_and_definiteness(seed, steps, exponent):
     with jax.enable_x64(True):
         loss, _, _ = quadratic(6, 10.0**exponent, seed)
-        method, x = scale_by_self_scaled_broyden(), jnp.zeros(6)
-        state, length = method.init(x), 0.7 / 10.0**exponent
+        x = jnp.zeros(6)
+        state, length = METHOD.init(x), 0.7 / 10.0**exponent
         for _ in range(steps):
             before = (x, jax.grad(loss)(x))
-            direction, state = method.update(before[1], state, x)
+            direction, state = UPDATE(before[1], state, x)
             assert float(direction @ before[1]) < 0  # a descent direction
             x = x + length * direction
         last = jax.grad(loss)(x)
-        _, state = method.update(last, state, x)
+        _, state = UPDATE(last, state, x)
         s, y = x - before[0], last - before[1]
         eigenvalues = np.linalg.eigvalsh((state.inverse + state.inverse.T) / 2)
         assert eigenvalues[0] > 0
