@@ -43,7 +43,12 @@ from opifex.optimization.second_order import (
     self_scaled_broyden,
 )
 from opifex.problems import AllenCahn, Burgers, Helmholtz, Poisson, Problem
-from opifex.problems.points import Box, generate_boundary_points, interior_points
+from opifex.problems.points import (
+    Box,
+    generate_boundary_points,
+    grid_points,
+    interior_points,
+)
 from opifex.training.multilevel import CascadeTrainer, Monitor
 from opifex.viz import comparison_table
 
@@ -156,15 +161,12 @@ def wave() -> Case:
         interior = interior_points(3600, box, key=key, method="sobol")
         return interior, jnp.stack([s, jnp.zeros_like(s)], axis=1), jnp.concatenate(sides)
 
-    def grid() -> Array:
-        axis = jnp.linspace(0.0, 1.0, 101)
-        return jnp.stack(jnp.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-
     terms = (
         ResidualTerm("equation", equation),
         ResidualTerm("start", start),
         ResidualTerm("ends", lambda u, x: 30 * u(x)),
     )
+    grid = lambda: grid_points([101, 101], box)  # noqa: E731 (made where float64 is on)
     model = features(2, 1200, (8.0, 16.0), domain=[(0, 1), (0, 1)])
     return Case(terms, points, model, relative_error(solution, grid), goal=1e-10, within=600)
 

@@ -124,14 +124,13 @@ def rounding(results: Results) -> str:
         groups.setdefault(row["problem"], []).append(row)
     rows = []
     for problem, runs in groups.items():
-        errors = [run["error"] for run in runs]
         rows.append(
             {
                 "problem": problem,
                 "method": runs[0]["method"],
                 "parameters": runs[0]["parameters"],
-                "median error": float(np.median(errors)),
-                "upper quartile": float(np.quantile(errors, 0.75)),
+                "median error": middle(runs, "error"),
+                "upper quartile": float(np.quantile([run["error"] for run in runs], 0.75)),
                 "goal": runs[0]["goal"],
                 "processor seconds": middle(runs, "processor seconds"),
                 "within": runs[0]["within"],

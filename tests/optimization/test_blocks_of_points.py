@@ -44,7 +44,7 @@ def everything(problem, rank):
     """All that solvers ask for, with both kinds of results of the linearisation."""
     start, directions = problem.start, jnp.stack([problem.start, -0.5 * jnp.cos(problem.start)])
     linear = problem.linearize(start)
-    free = problem.gauss_newton(start, rank)
+    free = problem.linearize_matrix_free(start, rank)
     return {
         "loss": problem.loss(start),
         "losses": problem.losses(start + directions),

@@ -21,12 +21,12 @@ from opifex.core.dtypes import as_inexact
 from opifex.models.corrected import FrozenVariable
 from opifex.models.mlp import Activation
 
-__all__ = ["RandomFeatures", "check_domain"]
+__all__ = ["RandomFeatures"]
 
 Interval = tuple[float, float]
 
 
-def check_domain(domain: Sequence[Interval] | None, input_dim: int) -> np.ndarray:
+def _bounds(domain: Sequence[Interval] | None, input_dim: int) -> np.ndarray:
     """Bounds of a box as an array (input_dim, 2); [-1, 1] along every axis by default.
 
     Args:
@@ -104,7 +104,7 @@ class RandomFeatures(nnx.Module):
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)
         check_positive_int("num_features", num_features)
-        bounds = check_domain(domain, input_dim)
+        bounds = _bounds(domain, input_dim)
         slopes = (
             check_positive_numbers("slope", slope)
             if isinstance(slope, Sequence | np.ndarray)

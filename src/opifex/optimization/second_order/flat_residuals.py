@@ -31,7 +31,7 @@ Bind = Callable[[Any], PointFunction]
 Carry = TypeVar("Carry")
 Sums = tuple[Array, Array, Array]
 
-__all__ = ["Bind", "FlatResiduals", "GaussNewton", "Linearization"]
+__all__ = ["Bind", "FlatResiduals", "Linearization", "MatrixFreeLinearization"]
 
 
 class Linearization(NamedTuple):
@@ -64,7 +64,7 @@ class Linearization(NamedTuple):
         return (self.gram if self.rows is None else self.rows) @ vector
 
 
-class GaussNewton(NamedTuple):
+class MatrixFreeLinearization(NamedTuple):
     r"""Residuals $r$ and their Jacobian $J$ as matrix-free solvers need them.
 
     Attributes:
@@ -304,7 +304,7 @@ class FlatResiduals:
         found = jax.lax.map(written, directions)
         return found if linearization.columns is None else found @ linearization.columns.T
 
-    def gauss_newton(self, flat: Float[Array, " n"], rank: int) -> GaussNewton:
+    def linearize_matrix_free(self, flat: Float[Array, " n"], rank: int) -> MatrixFreeLinearization:
         """What matrix-free solvers need of residuals and Jacobian.
 
         A linearisation that fits into one block is kept. A larger one is computed anew for every
@@ -320,7 +320,7 @@ class FlatResiduals:
             residuals, forward = jax.linearize(self._residuals, flat)
             back = jax.linear_transpose(forward, flat)
             columns = largest_divisor(rank, min(SIDE_BY_SIDE, (room - PASS) / COLUMN))
-            return GaussNewton(
+            return MatrixFreeLinearization(
                 residuals @ residuals,
                 back(residuals)[0],
                 lambda vector: back(forward(vector))[0],
@@ -347,7 +347,7 @@ class FlatResiduals:
             return self._fold(add, jnp.zeros_like(vector), passes)
 
         zeros = jnp.zeros((), self.size.dtype), jnp.zeros_like(flat)
-        return GaussNewton(*self._fold(add, zeros, passes), product, columns)
+        return MatrixFreeLinearization(*self._fold(add, zeros, passes), product, columns)
 
     def _residuals(self, flat: Array) -> Array:
         """All residuals at once."""

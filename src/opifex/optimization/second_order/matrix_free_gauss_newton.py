@@ -134,7 +134,7 @@ class MatrixFreeGaussNewton:
         problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
         size, dtype = problem.start.size, problem.start.dtype
         rank = min(self.rank, size)
-        linear = problem.gauss_newton(problem.start, rank)
+        linear = problem.linearize_matrix_free(problem.start, rank)
         sketch = nystrom_approximation(
             lambda vectors: map_some(linear.product, vectors, linear.columns),
             size,
