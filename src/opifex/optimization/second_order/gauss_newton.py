@@ -2,20 +2,18 @@ r"""Gauss-Newton without damping, by orthogonal factorisation: for models that a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
 from opifex.core.checks import check_fraction, check_positive, check_positive_numbers
-from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_length
 from opifex.optimization.second_order.damped_least_squares import (
-    exact_products,
     regularized_solution,
 )
-from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.flat_residuals import FlatResiduals
+from opifex.optimization.second_order.least_squares_method import LeastSquaresMethod
 from opifex.optimization.second_order.memory import (
     BLOCK_BYTES,
     ProblemSize,
@@ -31,7 +29,7 @@ class GaussNewtonState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
     r"""Minimises the weighted mean squares of residual terms by full Gauss-Newton steps.
 
     A step minimises $|r + J d|^2 + \epsilon^2 |J|_F^2 |d|^2$ for the residual vector $r$ and its
@@ -94,36 +92,12 @@ class GaussNewton:
             size, candidates=len(self.step_lengths), block_bytes=self.block_bytes
         )
 
-    @exact_products
-    def step(
-        self,
-        terms: Sequence[ResidualTerm],
-        bind: Bind,
-        params: Any,
-        state: GaussNewtonState,
-        points: tuple[Float[Array, "_ _"], ...],
-    ) -> tuple[Any, GaussNewtonState, Float[Array, ""]]:
-        """One step; pure. Never increases the loss.
-
-        Args:
-            terms: the terms of the objective.
-            bind: maps parameters to a function of one point.
-            params: any pytree of real arrays.
-            state: state from `init` or from the step before.
-            points: one array of points per term.
-
-        Returns:
-            New parameters, new state, and the loss at the old parameters.
-
-        Raises:
-            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
-                there are no points.
-            TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
-                callable, or an entry of ``terms`` is not a `ResidualTerm`.
-        """
-        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+    def advance(
+        self, problem: FlatResiduals, state: GaussNewtonState
+    ) -> tuple[Float[Array, " n"], GaussNewtonState, Float[Array, ""]]:
+        """The step from ``problem.start``, see `LeastSquaresMethod`."""
         residuals, jacobian = problem.jacobian(problem.start)
         direction = regularized_solution(jacobian, -residuals, self.regularization)
         loss = residuals @ residuals
         choice = best_length(problem.losses, problem.start, loss, direction, self.step_lengths)
-        return problem.unravel(choice.point), state, loss
+        return choice.point, state, loss

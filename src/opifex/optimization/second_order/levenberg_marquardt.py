@@ -10,7 +10,6 @@ and the damping rises.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from opifex.core.checks import check_positive, check_positive_numbers
-from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_candidate
-from opifex.optimization.second_order.damped_least_squares import exact_products, factorize
-from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.damped_least_squares import factorize
+from opifex.optimization.second_order.flat_residuals import FlatResiduals
+from opifex.optimization.second_order.least_squares_method import LeastSquaresMethod
 from opifex.optimization.second_order.memory import (
     BLOCK_BYTES,
     ProblemSize,
@@ -44,7 +43,7 @@ class LevenbergMarquardtState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt:
+class LevenbergMarquardt(LeastSquaresMethod[LevenbergMarquardtState]):
     r"""Minimises the weighted mean squares of residual terms (Levenberg 1944, Marquardt 1963).
 
     A step solves $(J^T J + \mu |J|_F^2 I) d = -J^T r$ for the residual vector $r$ and its Jacobian
@@ -153,34 +152,10 @@ class LevenbergMarquardt:
             block_bytes=self.block_bytes,
         )
 
-    @exact_products
-    def step(
-        self,
-        terms: Sequence[ResidualTerm],
-        bind: Bind,
-        params: Any,
-        state: LevenbergMarquardtState,
-        points: tuple[Float[Array, "_ _"], ...],
-    ) -> tuple[Any, LevenbergMarquardtState, Float[Array, ""]]:
-        """One step; pure, and fit for ``jit``, ``scan`` and ``while_loop``. Never increases the loss.
-
-        Args:
-            terms: the terms of the objective.
-            bind: maps parameters to a function of one point.
-            params: any pytree of real arrays, also of several dtypes.
-            state: state from `init` or from the step before.
-            points: one array of points per term.
-
-        Returns:
-            New parameters, new state, and the loss at the old parameters.
-
-        Raises:
-            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
-                there are no points.
-            TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
-                callable, or an entry of ``terms`` is not a `ResidualTerm`.
-        """
-        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+    def advance(
+        self, problem: FlatResiduals, state: LevenbergMarquardtState
+    ) -> tuple[Float[Array, " n"], LevenbergMarquardtState, Float[Array, ""]]:
+        """The step from ``problem.start``, see `LeastSquaresMethod`."""
         linear = problem.linearize(problem.start)
         system = factorize(linear.gram, linear.rows)
         dampings = self._dampings(state.damping)
@@ -198,7 +173,7 @@ class LevenbergMarquardt:
         # becomes the centre of the next grid.
         used = dampings[choice.winner % dampings.size]
         damping = jnp.where(choice.accepted, used, jnp.max(dampings))
-        return problem.unravel(choice.point), LevenbergMarquardtState(damping), linear.loss
+        return choice.point, LevenbergMarquardtState(damping), linear.loss
 
     def _dampings(self, last: Float[Array, ""]) -> Float[Array, " dampings"]:
         floor = max(self.min_damping, float(jnp.finfo(last.dtype).eps))

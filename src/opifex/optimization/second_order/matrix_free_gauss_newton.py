@@ -2,7 +2,6 @@ r"""Gauss-Newton without a Jacobian matrix, for networks that are too large for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +16,11 @@ from opifex.core.checks import (
     check_positive_int,
     check_positive_numbers,
 )
-from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.blocks import map_some
 from opifex.optimization.second_order.candidates import best_length
-from opifex.optimization.second_order.damped_least_squares import exact_products
 from opifex.optimization.second_order.damping import AdaptiveDamping
-from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.flat_residuals import FlatResiduals
+from opifex.optimization.second_order.least_squares_method import LeastSquaresMethod
 from opifex.optimization.second_order.levenberg_marquardt import LevenbergMarquardtState
 from opifex.optimization.second_order.memory import (
     BLOCK_BYTES,
@@ -36,7 +34,7 @@ __all__ = ["MatrixFreeGaussNewton"]
 
 
 @dataclass(frozen=True)
-class MatrixFreeGaussNewton:
+class MatrixFreeGaussNewton(LeastSquaresMethod[LevenbergMarquardtState]):
     r"""Damped Gauss-Newton steps by preconditioned conjugate gradients.
 
     A step solves $(J^T J + \mu s I) d = -J^T r$ with products $J v$ in forward and $J^T w$ in
@@ -104,34 +102,10 @@ class MatrixFreeGaussNewton:
             block_bytes=self.block_bytes,
         )
 
-    @exact_products
-    def step(
-        self,
-        terms: Sequence[ResidualTerm],
-        bind: Bind,
-        params: Any,
-        state: LevenbergMarquardtState,
-        points: tuple[Float[Array, "_ _"], ...],
-    ) -> tuple[Any, LevenbergMarquardtState, Float[Array, ""]]:
-        """One step; pure. Never increases the loss.
-
-        Args:
-            terms: the terms of the objective.
-            bind: maps parameters to a function of one point.
-            params: any pytree of real arrays.
-            state: state from `init` or from the step before.
-            points: one array of points per term.
-
-        Returns:
-            New parameters, new state, and the loss at the old parameters.
-
-        Raises:
-            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
-                there are no points.
-            TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
-                callable, or an entry of ``terms`` is not a `ResidualTerm`.
-        """
-        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+    def advance(
+        self, problem: FlatResiduals, state: LevenbergMarquardtState
+    ) -> tuple[Float[Array, " n"], LevenbergMarquardtState, Float[Array, ""]]:
+        """The step from ``problem.start``, see `LeastSquaresMethod`."""
         size, dtype = problem.start.size, problem.start.dtype
         rank = min(self.rank, size)
         linear = problem.linearize_matrix_free(problem.start, rank)
@@ -159,4 +133,4 @@ class MatrixFreeGaussNewton:
             problem.losses, problem.start, linear.loss, direction, self.step_lengths
         )
         new = self.damping.update(damping, choice)
-        return problem.unravel(choice.point), LevenbergMarquardtState(new), linear.loss
+        return choice.point, LevenbergMarquardtState(new), linear.loss

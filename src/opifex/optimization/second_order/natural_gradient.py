@@ -2,7 +2,6 @@ r"""Energy natural gradient in residual space, with momentum and a line search o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,11 +11,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from opifex.core.checks import check_nonnegative, check_positive, check_positive_numbers
-from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.candidates import best_length
-from opifex.optimization.second_order.damped_least_squares import exact_products, factorize
+from opifex.optimization.second_order.damped_least_squares import factorize
 from opifex.optimization.second_order.damping import AdaptiveDamping
-from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.flat_residuals import FlatResiduals
+from opifex.optimization.second_order.least_squares_method import LeastSquaresMethod
 from opifex.optimization.second_order.memory import (
     BLOCK_BYTES,
     ProblemSize,
@@ -41,7 +40,7 @@ class EnergyNaturalGradientState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EnergyNaturalGradient:
+class EnergyNaturalGradient(LeastSquaresMethod[EnergyNaturalGradientState]):
     r"""Natural gradient for the weighted mean squares of residual terms.
 
     For a least-squares energy of a linear equation the energy inner product pulled back to the
@@ -102,34 +101,10 @@ class EnergyNaturalGradient:
             size, candidates=len(self.step_lengths), curved=False, block_bytes=self.block_bytes
         )
 
-    @exact_products
-    def step(
-        self,
-        terms: Sequence[ResidualTerm],
-        bind: Bind,
-        params: Any,
-        state: EnergyNaturalGradientState,
-        points: tuple[Float[Array, "_ _"], ...],
-    ) -> tuple[Any, EnergyNaturalGradientState, Float[Array, ""]]:
-        """One step; pure. Never increases the loss on the points of this step.
-
-        Args:
-            terms: the terms of the objective.
-            bind: maps parameters to a function of one point.
-            params: any pytree of real arrays.
-            state: state from `init` or from the step before.
-            points: one array of points per term; other points at every step are fine.
-
-        Returns:
-            New parameters, new state, and the loss at the old parameters.
-
-        Raises:
-            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
-                there are no points.
-            TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
-                callable, or an entry of ``terms`` is not a `ResidualTerm`.
-        """
-        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+    def advance(
+        self, problem: FlatResiduals, state: EnergyNaturalGradientState
+    ) -> tuple[Float[Array, " n"], EnergyNaturalGradientState, Float[Array, ""]]:
+        """The step from ``problem.start``, see `LeastSquaresMethod`."""
         linear = problem.linearize(problem.start)
         pull = self.momentum * ravel_pytree(state.direction)[0].astype(problem.size.dtype)
         system = factorize(linear.gram, linear.rows)
@@ -144,4 +119,4 @@ class EnergyNaturalGradient:
         new_state = EnergyNaturalGradientState(
             self.damping.update(relative, choice), problem.unravel(kept)
         )
-        return problem.unravel(choice.point), new_state, linear.loss
+        return choice.point, new_state, linear.loss
