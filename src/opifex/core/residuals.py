@@ -38,11 +38,12 @@ class ResidualTerm:
         name: what the term enforces, for instance ``"interior"`` or ``"boundary"``.
         residual: ``residual(u, x)`` with ``u`` a `PointFunction` and ``x`` one point (or one row of
             whatever data the term needs); returns a scalar or a vector of components.
-        weight: factor of the term's mean square in the loss, positive.
+        weight: factor of the term's mean square in the loss, a positive number. An array of shape ()
+            is taken as it is, so that compiled code can compute weights.
 
     Raises:
         TypeError: if ``residual`` is not callable or ``weight`` is not a number.
-        ValueError: if ``weight`` is not positive.
+        ValueError: if ``weight`` is not positive, or an array of another shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,11 +59,14 @@ class ResidualTerm:
 
     name: str
     residual: Callable[[PointFunction, Float[Array, " dim"]], Array]
-    weight: float = 1.0
+    weight: float | Float[Array, ""] = 1.0
 
     def __post_init__(self) -> None:
         check_callable("residual", self.residual)
-        check_positive("weight", self.weight)
+        if not isinstance(self.weight, jax.Array):
+            check_positive("weight", self.weight)
+        elif self.weight.shape != ():
+            raise ValueError(f"weight must be one number, got shape {self.weight.shape}")
 
     def evaluate(self, u: PointFunction, points: Float[Array, "n dim"]) -> Float[Array, "n m"]:
         """Residuals at all points, without the weight.

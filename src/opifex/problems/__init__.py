@@ -8,6 +8,7 @@ from opifex.problems.base import Problem
 from opifex.problems.burgers import Burgers
 from opifex.problems.heat import Heat
 from opifex.problems.helmholtz import Helmholtz
+from opifex.problems.planar_region import BoundaryPoints, PlanarRegion
 from opifex.problems.points import (
     UNIT_SQUARE,
     Box,
@@ -20,10 +21,12 @@ from opifex.problems.poisson import Poisson
 __all__ = [
     "UNIT_SQUARE",
     "AllenCahn",
+    "BoundaryPoints",
     "Box",
     "Burgers",
     "Heat",
     "Helmholtz",
+    "PlanarRegion",
     "Poisson",
     "Problem",
     "generate_boundary_points",

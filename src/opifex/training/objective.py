@@ -1,9 +1,9 @@
 r"""What is minimised: a pytree that is a function of one parameter tree.
 
 What decides the program (loss, graph definition, layout of a block) is static; what decides its
-values (data, other variables, random key, linear term, surrounding parameters) are leaves. One
-compiled step therefore serves every objective of the same structure, and another kind of coarse
-objective is another leaf, not another code path.
+values (data, weights of residual terms, other variables, random key, linear term, surrounding
+parameters) are leaves. One compiled step therefore serves every objective of the same structure, and
+another kind of coarse objective is another leaf, not another code path.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class Objective:
         shift: a tree $v$ like the parameters $x$: $\langle v, x \rangle$ is subtracted from the loss
             (the correction $\tau$ of first-order coherence, see `opifex.training.multilevel.train`).
         frame: parameters of a larger model around the present ones (a Galerkin coarse objective).
+        weights: one per residual term, in the place of its own ``weight``, shape (terms,); ``None``
+            where the terms' own are meant. Other weights need no other program.
         layout: how parameters sit in ``frame``: an object with ``prolong(params, frame)``.
     """
 
@@ -116,16 +118,25 @@ class Objective:
     shift: Any = None
     frame: Any = None
     layout: Any = None
+    weights: Any = None
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether the loss is a sum of mean squares of residual terms."""
+        return isinstance(self.loss, tuple)
 
     @property
     def terms(self) -> tuple[ResidualTerm, ...]:
-        """The residual terms; empty if the loss is a function."""
-        return self.loss if isinstance(self.loss, tuple) else ()
+        """The residual terms, with the weights that count; empty if the loss is a function."""
+        if not self.has_terms or self.weights is None:
+            return self.loss if self.has_terms else ()
+        pairs = zip(self.loss, self.weights, strict=True)
+        return tuple(replace(term, weight=weight) for term, weight in pairs)
 
     @property
     def takes_key(self) -> bool:
         """Whether the loss consumes a random key."""
-        return not self.terms and _takes_key(self.loss)
+        return not self.has_terms and _takes_key(self.loss)
 
     @property
     def structure(self) -> tuple[Any, ...]:
@@ -142,7 +153,7 @@ class Objective:
     def evaluate(self, params: Any) -> tuple[Float[Array, ""], Any]:
         """Loss, and the other variables after the evaluation (running statistics, say)."""
         model = self.model(params)
-        if self.terms:
+        if self.has_terms:
             value = mean_square_loss(self.terms, model, *self.data)
         elif self.takes_key:
             value = self.loss(model, *self.data, key=self.key)
@@ -173,14 +184,21 @@ class Objective:
 
 
 def _flatten(objective: Objective) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    leaves = (objective.data, objective.rest, objective.key, objective.shift, objective.frame)
+    leaves = (
+        objective.data,
+        objective.rest,
+        objective.key,
+        objective.shift,
+        objective.frame,
+        objective.weights,
+    )
     return leaves, objective.structure
 
 
 def _unflatten(structure: tuple[Any, ...], leaves: tuple[Any, ...]) -> Objective:
     loss, graphdef, layout = map(plain, structure)
-    data, rest, key, shift, frame = leaves
-    return Objective(loss, graphdef, data, rest, key, shift, frame, layout)
+    data, rest, key, shift, frame, weights = leaves
+    return Objective(loss, graphdef, data, rest, key, shift, frame, layout, weights)
 
 
 jax.tree_util.register_pytree_node(Objective, _flatten, _unflatten)

@@ -183,7 +183,7 @@ class LeastSquaresSmoother:
                 f"{name} minimises sums of squares, but a rediscretised coarse objective has a "
                 'linear term: use Optax transformations, or a cycle with coarse="galerkin"'
             )
-        if not objective.terms:
+        if not objective.has_terms:
             raise ValueError(
                 f"{name} minimises residuals: loss_fn must be a sequence of ResidualTerm, for "
                 "instance problem.terms"

@@ -32,6 +32,7 @@ Losses = Sequence[Any] | Float[Array, " terms"]
 __all__ = [
     "GradNormBalancer",
     "gradient_norms",
+    "loss_ratios",
     "renormalise",
     "updated_weights",
 ]
@@ -76,6 +77,25 @@ def updated_weights(
     moved = renormalise(weights * jnp.exp(-jnp.clip(gaps, -learning_rate, learning_rate)))
     finite = jnp.isfinite(norms) & jnp.isfinite(loss_ratios) & jnp.isfinite(moved)
     return jnp.where(jnp.all(finite), moved, weights)
+
+
+def loss_ratios(
+    losses: Float[Array, " terms"], initial: Float[Array, " terms"]
+) -> Float[Array, " terms"]:
+    r"""$\tilde L_i$, losses relative to the initial ones. Pure.
+
+    A loss that started at zero, or was not finite then, has no training rate; it counts as an
+    average one.
+
+    Args:
+        losses: present unweighted losses, shape (terms,).
+        initial: the losses that training rates are relative to, shape (terms,).
+    """
+    known = jnp.isfinite(initial) & (initial > 0)
+    ratios = losses / jnp.where(known, initial, 1.0)
+    average = jnp.sum(jnp.where(known, ratios, 0.0)) / jnp.maximum(jnp.sum(known), 1)
+    # What is not finite shall be seen, whether its rate is known or not.
+    return jnp.where(known | ~jnp.isfinite(losses), ratios, average)
 
 
 def gradient_norms(
@@ -204,16 +224,10 @@ class GradNormBalancer(nnx.Module):
         vector, slopes = self._vector("losses", losses), self._vector("norms", norms)
         if self._initial_losses is None:
             raise RuntimeError("update_weights needs initial losses: call set_initial_losses first")
-        initial = self._initial_losses
-        known = jnp.isfinite(initial) & (initial > 0)
-        ratios = vector / jnp.where(known, initial, 1.0)
-        average = jnp.sum(jnp.where(known, ratios, 0.0)) / jnp.maximum(jnp.sum(known), 1)
-        # What is not finite shall be seen, whether its rate is known or not.
-        ratios = jnp.where(known | ~jnp.isfinite(vector), ratios, average)
         self.weights[...] = updated_weights(
             self.weights[...],
             slopes,
-            ratios,
+            loss_ratios(vector, self._initial_losses),
             alpha=self.alpha,
             learning_rate=self.learning_rate,
         )

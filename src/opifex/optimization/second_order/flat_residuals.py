@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from opifex.core.checks import check_callable
 from opifex.core.residuals import PointFunction, ResidualTerm, check_points
@@ -159,11 +159,27 @@ class FlatResiduals:
             sets.append(PointSet(term, x, offset, components, math.ceil(kept / len(x))))
             offset += len(x) * components
         self._sets = tuple(sets)
+        self._block_bytes = block_bytes
         self.start = flat.astype(dtype)
         kept = sum(s.intermediates * len(s.points) for s in sets)
         self.size = ProblemSize(flat.size, offset, dtype, kept)
         # Numbers, not bytes.
         self._room = block_bytes / dtype.itemsize
+
+    def restricted(self, entries: Int[Array, " k"]) -> FlatResiduals:
+        """The same residuals as a function of some entries, the others being those of ``start``.
+
+        Args:
+            entries: numbers of different entries.
+        """
+
+        def bind(moved: Array) -> PointFunction:
+            return self.function(self.start.at[entries].set(moved))
+
+        terms, points = [s.term for s in self._sets], [s.points for s in self._sets]
+        # A reverse pass gives a row for all parameters, of which the entries are taken.
+        room = self._block_bytes * entries.size / self.size.parameters
+        return FlatResiduals(terms, bind, self.start[entries], points, room)
 
     def unravel(self, flat: Float[Array, " n"]) -> Any:
         """The parameters in their own structure and dtypes."""
@@ -208,6 +224,17 @@ class FlatResiduals:
         shape = (n, m) if transposed else (m, n)
         start = jnp.zeros(m, flat.dtype), jnp.zeros(shape, flat.dtype)
         return self._fold(write, start, PASS, rows=1, once=False)
+
+    def squared_norms(self, flat: Float[Array, " n"]) -> Float[Array, " terms"]:
+        """The squared Frobenius norm of each term's rows of the Jacobian, none of which is kept."""
+
+        def add(total: Array, block: Block) -> Array:
+            return total + jnp.sum(self._rows(flat, block, transposed=False)[1] ** 2)
+
+        zero = jnp.zeros((), self.size.dtype)
+        return jnp.stack(
+            [self._fold(add, zero, PASS, rows=1, sets=(points,)) for points in self._sets]
+        )
 
     def linearize(self, flat: Float[Array, " n"]) -> Linearization:
         """What dense solvers need of residuals and Jacobian."""
@@ -369,6 +396,7 @@ class FlatResiduals:
         *,
         rows: int = 0,
         once: bool = True,
+        sets: tuple[PointSet, ...] | None = None,
     ) -> Carry:
         """Carry something through the points of all terms; see `PointSet.scan`.
 
@@ -378,8 +406,9 @@ class FlatResiduals:
             passes: what the step holds, in units of what reverse mode keeps.
             rows: how many rows of the Jacobian it holds for each residual.
             once: give repeated points the scale zero.
+            sets: those of some terms only.
         """
-        for points in self._sets:
+        for points in self._sets if sets is None else sets:
             numbers = passes * points.intermediates
             numbers += rows * points.components * self.size.parameters
             most = self._room / max(numbers, 1)

@@ -16,6 +16,7 @@ from opifex.optimization import (
     scale_by_age_corrected_adam,
     scale_by_parameter_age,
 )
+from opifex.training.balancing import Balanced, JacobianBalancing
 from opifex.training.errors import NonFiniteLossError
 from opifex.training.multilevel.advisor import ScheduleAdvice, recommend_schedule
 from opifex.training.multilevel.config import MultilevelConfig
@@ -91,6 +92,7 @@ __all__ = [
     "FIXED",
     "AgeCorrectedAdamState",
     "Axis",
+    "Balanced",
     "Cascade",
     "CascadeTrainer",
     "Correct",
@@ -103,6 +105,7 @@ __all__ = [
     "Hierarchy",
     "History",
     "Interpolate",
+    "JacobianBalancing",
     "LayerAxes",
     "LevelProgress",
     "LossPlateau",

@@ -70,6 +70,7 @@ class Stretch:
         operations: floating-point operations of one step.
         extra_operations: operations beside the steps: gradients for transfers, line searches.
         call: number of the call of ``fit``, whose finest step is the unit of work.
+        weights: weights of the residual terms, shape (terms,); ``None`` where they are not balanced.
     """
 
     level: int
@@ -82,6 +83,7 @@ class Stretch:
     operations: float
     extra_operations: float
     call: int
+    weights: np.ndarray | None = None
 
 
 _COLUMNS = ("step", "level", "cycle", "epoch", "objective", "loss", "work", "seconds")
@@ -92,8 +94,8 @@ class History:
     """Record of all runs of a trainer, one row per step.
 
     Every second of a call of ``fit`` is in exactly one account, so that ``seconds``,
-    ``compile_seconds``, ``transfer_seconds``, ``resample_seconds``, ``evaluation_seconds`` and
-    ``other_seconds`` add up to ``wall_seconds``.
+    ``compile_seconds``, ``transfer_seconds``, ``resample_seconds``, ``balance_seconds``,
+    ``evaluation_seconds`` and ``other_seconds`` add up to ``wall_seconds``.
 
     Attributes:
         stopwatch: the accounts.
@@ -119,12 +121,15 @@ class History:
     )
     _transitions: list[tuple[int, int, int]] = field(default_factory=list)
     _extra: float = 0.0
+    _steps: int = 0
+    _weights: np.ndarray | None = None
 
     # -- recording ---------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Open the record of another run."""
         self._units.append(float("nan"))
+        self._weights = None
 
     def set_unit(self, operations: float) -> None:
         """Say what one step of the finest level costs in the present run."""
@@ -169,20 +174,31 @@ class History:
                     operations,
                     self._extra,
                     len(self._units) - 1,
+                    self._weights,
                 )
             )
             self._extra = 0.0
+            self._steps += len(losses)
 
     def forget_last_step(self) -> None:
         """Take back the last step: it led to a state that was not kept."""
         last = self._stretches.pop()
+        self._steps -= 1
         kept = len(last.losses) - 1
         if kept:
             seconds = last.seconds * kept / len(last.losses)
             self._stretches.append(replace(last, losses=last.losses[:-1], seconds=seconds))
 
+    def record_weights(self, weights: np.ndarray) -> None:
+        """Say which weights the residual terms have in the steps from now on.
+
+        Args:
+            weights: factor of each term's mean square in the loss, shape (terms,).
+        """
+        self._weights = np.asarray(weights)
+
     def record_extra_operations(self, operations: float) -> None:
-        """Charge work beside the steps (gradients for transfers, line searches) to the next one."""
+        """Charge work beside the steps (gradients for transfers, weights) to the next one."""
         self._extra += operations
 
     def record_evaluation(
@@ -227,6 +243,11 @@ class History:
         return self.stopwatch.read("resampling")
 
     @property
+    def balance_seconds(self) -> float:
+        """Seconds spent on weights of residual terms, with the compilation of that."""
+        return self.stopwatch.read("balancing")
+
+    @property
     def evaluation_seconds(self) -> float:
         """Seconds spent in metrics (with their compilation), callbacks and stopping criteria."""
         return self.stopwatch.read("evaluation")
@@ -269,7 +290,7 @@ class History:
     @property
     def num_steps(self) -> int:
         """Steps taken on all levels together."""
-        return sum(len(stretch.losses) for stretch in self._stretches)
+        return self._steps
 
     @property
     def step_work(self) -> dict[int, float]:
@@ -326,8 +347,30 @@ class History:
 
     @property
     def losses(self) -> np.ndarray:
-        """The loss before each step, shape (num_steps,)."""
+        """The loss before each step, shape (num_steps,).
+
+        Where weights are balanced, it is the loss with the weights of its time, see `weights`.
+        """
         return self.table()["loss"]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weights of the residual terms at each step where `fit` balances them, see `Balanced`.
+
+        Returns:
+            Shape (num_steps, terms): the factors of the terms' mean squares in the loss of that row,
+            in the order of the terms. NaN where nothing was balanced; without any balancing there
+            are no columns.
+        """
+        most = max((len(s.weights) for s in self._stretches if s.weights is not None), default=0)
+        rows = np.full((self.num_steps, most), np.nan)
+        first = 0
+        for stretch in self._stretches:
+            last = first + len(stretch.losses)
+            if stretch.weights is not None:
+                rows[first:last, : len(stretch.weights)] = stretch.weights
+            first = last
+        return rows
 
     @property
     def evaluations(self) -> list[Evaluation]:

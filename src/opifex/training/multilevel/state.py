@@ -26,12 +26,14 @@ class LevelState(NamedTuple):
         params: trainable parameters.
         rest: all other variables.
         smoother: state of the smoother; ``None`` before its first step.
+        balance: state of the balancing of residual terms; ``None`` before they were balanced.
     """
 
     graphdef: Any
     params: Any
     rest: Any
     smoother: Any = None
+    balance: Any = None
 
     @classmethod
     def of(cls, model: nnx.Module, smoother: Any = None) -> LevelState:

@@ -15,18 +15,22 @@ coarse level minimises $F_h$ itself over the entries that $P$ fills.
 from __future__ import annotations
 
 import inspect
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 
+from opifex.training.balancing import Balance, Balanced
 from opifex.training.errors import NonFiniteLossError
 from opifex.training.interrupt import Interruptible
 from opifex.training.loop import (
@@ -60,6 +64,7 @@ from opifex.training.multilevel.transfer import (
     verify_transfer,
 )
 from opifex.training.objective import Objective, hashable, plain
+from opifex.training.operations import count_operations
 from opifex.training.smoother import Smoother, initial_state
 
 __all__ = ["Task", "interpolated", "train"]
@@ -69,6 +74,8 @@ _LOSS_COST = 1 / 3
 # Seconds of one call of the compiled loop: Ctrl-C waits for one call at most.
 _CALL_SECONDS = 1.0
 _CHECKED_ROWS = 4
+# Epochs between two updates of weights that are computed once per level.
+_NEVER_AGAIN = sys.maxsize
 
 MoveState = Callable[[int, Any, nnx.Module, nnx.Module], Any]
 """``move(level, state, coarse_model, fine_model)``: smoother state for level ``level + 1``."""
@@ -85,6 +92,7 @@ class Task:
         transfer: the transfer ``(coarse_model, fine_model) -> fine_model``.
         move_state: transfer of the smoother's state.
         resampled: how data are drawn anew, or ``None``.
+        balanced: how weights of residual terms are computed, or ``None``.
         evaluate: metric, or ``None``.
         monitor: evaluation interval, callbacks.
         verify: check at each transition that a transfer keeps the function if it promises to.
@@ -97,6 +105,7 @@ class Task:
     transfer: Transfer
     move_state: MoveState
     resampled: Resampled | None
+    balanced: Balanced | None
     evaluate: Metrics | None
     monitor: Monitor
     verify: bool
@@ -213,6 +222,26 @@ def _draw_program(draw: Any, structure: Any) -> Any:
     )
 
 
+@lru_cache(maxsize=64)
+def _balance_program(method: Any, structure: Any) -> Any:
+    del structure
+    return jax.jit(plain(method).update)
+
+
+class _Place(NamedTuple):
+    """Where the smoothing of a level stands.
+
+    Attributes:
+        loop: state of the compiled loop.
+        objective: what is minimised, with present data and weights.
+        balance: state of the balancing that the weights come from.
+    """
+
+    loop: LoopState
+    objective: Objective
+    balance: Balance | None
+
+
 @dataclass(eq=False)
 class _Interpreter:
     """The moves of one run, with the programs that it has compiled."""
@@ -235,6 +264,9 @@ class _Interpreter:
         self._metrics: dict[str, float] = {}
         self._last_loss: float | None = None
         self._plans: dict[tuple[int, int], TransferPlan] = {}
+        # Steps of this run on each level that the user stood on, and the price of new weights there.
+        self._taken: Counter[int] = Counter()
+        self._balance_operations: dict[int, float] = {}
         # What the transfers will make of the levels: found before any work, and compiled ahead.
         self._predicted = list(self.state.levels)
 
@@ -298,6 +330,8 @@ class _Interpreter:
                     levels[owner].rest,
                     self.task.batch_size,
                 )
+                if self.task.balanced is not None and owner == user_level:
+                    self._price_balancing(owner, levels[owner])
             if not isinstance(move, Interpolate | Restrict):
                 continue
             coarse = move.level - 1 if isinstance(move, Interpolate) else move.level
@@ -329,6 +363,8 @@ class _Interpreter:
         """The objective of a level before the first transfer to it; the leaves fix shapes only."""
         model = levels[owner]
         objective = Objective(self.task.loss, model.graphdef, self.state.data[owner])
+        if self.task.balanced is not None:
+            objective = objective.at(weights=self._balance_of(model).weights)
         if owner != level:
             return objective.at(frame=model.params, layout=self._plan(level, owner))
         if self.cycle.coarse == "rediscretised" and level < self.finest:
@@ -454,27 +490,37 @@ class _Interpreter:
         current = LoopState.start(
             params, rest, smoother_state, self.state.key, objective.data, task.batch_size
         )
+        place = _Place(current, objective, self.state.levels[level].balance)
         total = move.epochs * per_epoch
         interval = task.monitor.interval(move.epochs) * per_epoch
         redraw = total
         if task.resampled is not None and not self.state.visits:
             redraw = task.resampled.every * per_epoch if task.resampled.every else interval
+        renew = self._balancing_interval() * per_epoch
         losses: list[np.ndarray] = []
-        previous: tuple[LoopState, Objective, int] | None = None
+        previous: tuple[_Place, int] | None = None
         done = 0
         while done < total and not self.stopped:
             if done and done % redraw == 0:
                 with stopwatch.charge("resampling"):
-                    objective, current = self._redraw(objective, current)
-            ends = (total, done + interval - done % interval, done + redraw - done % redraw)
+                    place = self._redraw(place)
+            if renew and self._taken[level] % renew == 0:
+                with stopwatch.charge("balancing"):
+                    place = self._rebalance(place)
+            ends = [total, done + interval - done % interval, done + redraw - done % redraw]
+            if renew:
+                ends.append(done + renew - self._taken[level] % renew)
             steps = min(*ends, done + self._steps_per_call(level, owner)) - done
             before = stopwatch.read("training")
             with stopwatch.charge("training"):
-                new, values, healthy = loop.run(owned(current), objective, steps)
+                new, values, healthy = loop.run(owned(place.loop), place.objective, steps)
             seconds = stopwatch.read("training") - before
             good = values[np.isfinite(values)]
+            start, place = place, place._replace(loop=new)
             if not healthy:
-                new, objective, values = self._last_good(loop, current, objective, previous, good)
+                place, values = self._last_good(loop, start, previous, good)
+            if place.objective.weights is not None:
+                self.history.record_weights(np.asarray(place.objective.weights))
             self.history.record_steps(
                 level,
                 values,
@@ -486,10 +532,14 @@ class _Interpreter:
                 cycle=move.cycle,
             )
             losses.append(values)
-            previous, current = (current, objective, steps), new
+            previous, current = (start, steps), place.loop
             state = self._moved(current.params, current.rest, smoother=current.smoother)
             state = replace(state, key=current.key)
-            self.keep(state if self.state.visits else state.with_data(level, objective.data))
+            if not state.visits:
+                state = state.with_data(level, place.objective.data)
+                state = state.with_level(level, balance=place.balance)
+                self._taken[level] += steps
+            self.keep(state)
             if not healthy:
                 finite = np.concatenate([*losses[:-1], good])
                 last = float(finite[-1]) if len(finite) else float("nan")
@@ -512,22 +562,22 @@ class _Interpreter:
     def _last_good(
         self,
         loop: CompiledLoop,
-        start: LoopState,
-        objective: Objective,
-        previous: tuple[LoopState, Objective, int] | None,
+        start: _Place,
+        previous: tuple[_Place, int] | None,
         good: np.ndarray,
-    ) -> tuple[LoopState, Objective, np.ndarray]:
-        """The last state whose loss was finite, and the losses of the steps to it."""
+    ) -> tuple[_Place, np.ndarray]:
+        """The last place whose loss was finite, and the losses of the steps to it."""
         steps = len(good) - 1
         if len(good) == 0 and previous is not None:
             # The first loss of this call is already bad: the last good state lies one step before
             # the end of the call before it.
-            start, objective, taken = previous
+            start, taken = previous
             steps = taken - 1
             self.history.forget_last_step()
         if steps > 0:
-            start = loop.run(owned(start), objective, steps)[0]
-        return start, objective, good[:-1]
+            new = loop.run(owned(start.loop), start.objective, steps)[0]
+            start = start._replace(loop=new)
+        return start, good[:-1]
 
     def _interpolate(self, level: int) -> None:
         coarse, fine = (self.state.levels[i] for i in (level - 1, level))
@@ -578,12 +628,19 @@ class _Interpreter:
 
     def _restrict(self, level: int) -> None:
         objective, params, rest = self._position()
+        here = self.state.level
+        if self._balancing_interval() and not self._taken[here]:  # no smoothing has done it
+            with self.history.stopwatch.charge("balancing"):
+                balance, key = self._new_weights(objective.at(rest=rest), params, self.state.key)
+            self.keep(replace(self.state.with_level(here, balance=balance), key=key))
+            objective = objective.at(weights=balance.weights)
         fine_level, owner = self.state.working_level, self._owner(level, self.state.level)
         plan, coarse = self._plan(level, level + 1), self.state.levels[level]
         start = plan.restrict(params, coarse.params)
         key, now = jax.random.split(self.state.key)
         objective = objective.at(rest=rest, key=now)
-        new = self._objective(self.state.levels, level, owner)
+        # The levels agree to first order on the same weights only.
+        new = self._objective(self.state.levels, level, owner).at(weights=objective.weights)
         if owner != level:
             layout = objective.layout
             new = new.at(
@@ -593,9 +650,9 @@ class _Interpreter:
         else:
             coarse_rest = plan.restrict(rest, coarse.rest)
             wanted = plan.restrict(self._gradient(objective, params), coarse.params)
-            here = self._gradient(new.at(rest=coarse_rest, key=now), start)
+            found = self._gradient(new.at(rest=coarse_rest, key=now), start)
             scale: float = getattr(self.cycle, "gradient_scale", 1.0)
-            new = new.at(shift=jax.tree.map(lambda h, w: h - scale * w, here, wanted))
+            new = new.at(shift=jax.tree.map(lambda f, w: f - scale * w, found, wanted))
             for where in (fine_level, level):
                 self.history.record_extra_operations(self._operations(where, where))
         self.history.record_transition(fine_level, level)
@@ -636,7 +693,7 @@ class _Interpreter:
     def _whole(self) -> tuple[Objective, Any]:
         """What the present objective evaluates: objective with all variables, and parameters."""
         objective, params, rest = self._position()
-        return objective.at(data=(), shift=None, rest=rest), params
+        return objective.at(data=(), shift=None, weights=None, rest=rest), params
 
     def _evaluate(self, epoch: int, cycle: int = 0) -> None:
         """Compute and record the metrics of the present model."""
@@ -677,15 +734,66 @@ class _Interpreter:
             stop = getattr(self.cycle, "stop", None)
             return self.stopped or (stop is not None and stop.should_stop(progress))
 
-    def _redraw(self, objective: Objective, current: LoopState) -> tuple[Objective, LoopState]:
-        """The objective with what the user's function makes of its data."""
+    # -- new points, new weights -------------------------------------------------------------
+
+    def _redraw(self, place: _Place) -> _Place:
+        """The same place with what the user's function makes of the data."""
         assert self.task.resampled is not None
+        objective, current = place.objective, place.loop
         key, now = jax.random.split(current.key)
         program = _draw_program(hashable(self.task.resampled.draw), objective.structure)
-        whole = objective.at(rest=current.rest)
+        whole = objective.at(rest=current.rest, weights=None)
         new = program(whole, current.params, now)
         _check_resampled(new, objective.data)
-        return objective.at(data=jax.block_until_ready(new)), current._replace(key=key)
+        return place._replace(
+            objective=objective.at(data=jax.block_until_ready(new)),
+            loop=current._replace(key=key),
+        )
+
+    def _balance_of(self, level: LevelState) -> Balance:
+        """The state of the balancing of a level, whether it was balanced already or not."""
+        assert self.task.balanced is not None
+        if level.balance is None:
+            return self.task.balanced.method.start(self.task.balanced.terms)
+        return level.balance
+
+    def _balancing_interval(self) -> int:
+        """Epochs from one update of the weights to the next; zero where there is none."""
+        balanced = self.task.balanced
+        # Weights that change during a visit would change what its correction is for.
+        if balanced is None or self.state.visits:
+            return 0
+        return balanced.every or _NEVER_AGAIN
+
+    def _price_balancing(self, level: int, values: LevelState) -> None:
+        """Trace the program for the weights of a level, which finds what it cannot work with."""
+        assert self.task.balanced is not None
+        objective = Objective(self.task.loss, values.graphdef, self.state.data[level], values.rest)
+        method = self.task.balanced.method
+        program = _balance_program(hashable(method), objective.structure)
+        traced = program.trace(objective, values.params, self._balance_of(values), self.state.key)
+        self._balance_operations[level] = count_operations(traced) or 0.0
+
+    def _rebalance(self, place: _Place) -> _Place:
+        """The same place with new weights."""
+        objective, current = place.objective, place.loop
+        balance, key = self._new_weights(
+            objective.at(rest=current.rest), current.params, current.key
+        )
+        return _Place(current._replace(key=key), objective.at(weights=balance.weights), balance)
+
+    def _new_weights(
+        self, objective: Objective, params: Any, key: PRNGKeyArray
+    ) -> tuple[Balance, PRNGKeyArray]:
+        """The next state of the balancing of the present level, and the key that is left."""
+        assert self.task.balanced is not None
+        level = self.state.level
+        key, now = jax.random.split(key)
+        program = _balance_program(hashable(self.task.balanced.method), objective.structure)
+        own = objective.at(shift=None, weights=None)
+        balance = program(own, params, self._balance_of(self.state.levels[level]), now)
+        self.history.record_extra_operations(self._balance_operations.get(level, 0.0))
+        return jax.block_until_ready(balance), key
 
 
 def _signature(level: LevelState) -> Any:

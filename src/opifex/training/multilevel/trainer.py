@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from opifex.core.checks import check_callable, check_key, check_positive_int, check_sequence
+from opifex.training.balancing import Balanced
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Cycle, as_cycle, check_moves
 from opifex.training.multilevel.data import LevelData, Resampled, data_per_level
@@ -142,6 +143,9 @@ class CascadeTrainer:
         self._key = jax.random.key(0)
         # States of levels that cycles visit; the current level's is the optimizer's.
         self._smoothers: list[Any] = [None] * len(models)
+        # States of the balancing of residual terms, and what they belong to.
+        self._balances: list[Any] = [None] * len(models)
+        self._balanced_by: Any = None
         # What a run has reached and the models do not hold yet.
         self._pending: RunState | None = None
         self.optimizer.claim()
@@ -228,13 +232,14 @@ class CascadeTrainer:
         self.optimizer.resize_state(new, self.prolongate_fn)
         self._models[self._level + 1] = new
         self._level += 1
+        self._balances[self._level] = None
         return True
 
     # -- in one call -------------------------------------------------------------------------
 
     def fit(
         self,
-        loss_fn: LossFunction | Sequence[Any],
+        loss_fn: LossFunction | Sequence[Any] | Balanced,
         data: LevelData | Resampled = (),
         *,
         epochs: Sequence[int] | None = None,
@@ -250,7 +255,7 @@ class CascadeTrainer:
             loss_fn: ``loss_fn(model, *data)`` returning a scalar; with an argument named ``key``
                 it gets a fresh random key at every step. Or a sequence of `ResidualTerm`, one per
                 entry of ``data``: the loss is then their weighted mean square, and least-squares
-                solvers see the residuals.
+                solvers see the residuals. Or such terms in a `Balanced`, which computes their weights.
             data: a tuple of arrays for all levels; or a list with one tuple per level, or a
                 function from the level to its tuple, for coarser data on coarser levels; or any of
                 these in a `Resampled`, which draws them anew.
@@ -289,7 +294,8 @@ class CascadeTrainer:
             >>> trainer.fit(loss_fn, (x,), epochs=[5, 10]).num_steps, trainer.current_level
             (15, 1)
         """
-        loss = check_loss(loss_fn)
+        balanced = loss_fn if isinstance(loss_fn, Balanced) else None
+        loss = check_loss(balanced.terms if balanced else loss_fn)
         order = as_cycle(cycle)
         if evaluate is not None:
             check_callable("evaluate", evaluate)
@@ -314,6 +320,7 @@ class CascadeTrainer:
                 transfer=self.prolongate_fn,
                 move_state=self._move_state,
                 resampled=resampled,
+                balanced=balanced,
                 evaluate=evaluate,
                 monitor=watched,
                 verify=self.config.verify_transfers,
@@ -321,7 +328,15 @@ class CascadeTrainer:
             )
             smoothers = [*self._smoothers]
             smoothers[start] = self.optimizer.state
-            levels = map(LevelState.of, self._models, smoothers)
+            by = (balanced.method, len(balanced.terms)) if balanced else None
+            if by != self._balanced_by:
+                self._balances, self._balanced_by = [None] * self.num_levels, by
+            levels = (
+                LevelState.of(model, smoother)._replace(balance=balance)
+                for model, smoother, balance in zip(
+                    self._models, smoothers, self._balances, strict=True
+                )
+            )
             state = RunState(start, tuple(levels), arrays, self._key if key is None else key)
             self.history.begin()
             try:
@@ -349,6 +364,7 @@ class CascadeTrainer:
                 self._models[level] = reached.model
         self._level, self._key = state.level, state.key
         self._smoothers = [reached.smoother for reached in state.levels]
+        self._balances = [reached.balance for reached in state.levels]
         self.optimizer.restore(self.model, self._smoothers[self._level], self._level)
 
     def _plan_epochs(self, epochs: Sequence[int] | None, cycle: Cycle) -> list[int] | None:
