@@ -7,6 +7,7 @@ from opifex.models.corrected import CorrectedModel, FrozenVariable, freeze
 from opifex.models.fno import FNO, FourierBlock, SpectralConv
 from opifex.models.mlp import MLP, HiddenLayer
 from opifex.models.multiscale import FourierFeatures, FrequencyBand, MultiscaleMLP
+from opifex.models.partition_of_unity import PartitionOfUnity
 from opifex.models.random_features import RandomFeatures
 from opifex.models.trial_function import SymmetricModel, TrialFunction
 
@@ -20,6 +21,7 @@ __all__ = [
     "FrozenVariable",
     "HiddenLayer",
     "MultiscaleMLP",
+    "PartitionOfUnity",
     "RandomFeatures",
     "SpectralConv",
     "SymmetricModel",

@@ -2,6 +2,7 @@ r"""One hidden layer that is drawn and stays as drawn; only the outgoing weights
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +21,7 @@ from opifex.core.checks import (
 from opifex.core.dtypes import as_inexact
 from opifex.models.corrected import FrozenVariable
 from opifex.models.mlp import Activation
+from opifex.models.partition_of_unity import PartitionOfUnity
 
 __all__ = ["RandomFeatures"]
 
@@ -49,8 +51,35 @@ def _bounds(domain: Sequence[Interval] | None, input_dim: int) -> np.ndarray:
     return bounds
 
 
+def _patches(patches: Sequence[int] | None, input_dim: int, num_features: int) -> tuple[int, ...]:
+    """Patches along every axis; one by default.
+
+    Args:
+        patches: how many along every axis.
+        input_dim: how many axes there are.
+        num_features: to be shared among the patches.
+
+    Raises:
+        ValueError: if there is not one positive number per axis, or features are left over.
+        TypeError: if a number is not an integer.
+    """
+    if patches is None:
+        return (1,) * input_dim
+    counts = tuple(check_positive_int(f"patches[{i}]", n) for i, n in enumerate(patches))
+    if len(counts) != input_dim:
+        raise ValueError(
+            f"patches must have one entry for each of {input_dim} inputs, got {patches!r}"
+        )
+    if num_features % math.prod(counts):
+        raise ValueError(
+            f"num_features must be a multiple of the number of patches, {math.prod(counts)}, "
+            f"got {num_features}"
+        )
+    return counts
+
+
 class RandomFeatures(nnx.Module):
-    r"""$u(x) = \sum_j c_j\, \sigma(w_j \cdot (y(x) - z_j))$ with random slopes and centres.
+    r"""$u(x) = \sum_j c_j\, \psi_{p(j)}(x)\, \sigma(w_j \cdot (y(x) - z_j))$, slopes and centres random.
 
     $y$ maps the domain onto $[-1, 1]^d$; the slopes $w_j$ are uniform on a box and the centres $z_j$
     on $[-1, 1]^d$, so that every feature changes inside the domain. They are no parameters. The model
@@ -60,24 +89,30 @@ class RandomFeatures(nnx.Module):
     2021). Where the solution is smooth the error falls fast with the number of features, down to
     rounding; fronts and many dimensions need networks whose features are trained.
 
-    A model with more features contains one with fewer: transfers append features.
+    With ``patches`` the domain is covered by overlapping patches whose windows $\psi_p$ add up to one
+    (`opifex.models.PartitionOfUnity`; the same paper, section 2.2). Every feature belongs to one, $y$
+    maps that patch onto $[-1, 1]^d$, and a few features in each resolve what global ones of any slope
+    do not: holes, layers, many waves. Without patches there is one, the domain, and $\psi = 1$.
+
+    A model with more features contains one with fewer on the same patches: transfers append features.
 
     Args:
         input_dim: number of input coordinates.
         output_dim: number of output components.
-        num_features: number of features.
+        num_features: number of features, those of all patches together.
         domain: lower and upper bound of every input; [-1, 1] by default.
         slope: largest slope of a feature along every axis of the scaled domain, one number or one
             per axis: with sines the largest wave number. Larger ones resolve finer scales and need
             more features.
+        patches: number of patches along every axis; one by default.
         activation: $\sigma$, a smooth elementwise function. For solutions made of waves sines are
             ahead by far; on others ``tanh`` with slopes of about 2 is as good.
         param_dtype: dtype of slopes, centres and weights.
         rngs: random streams; ``params`` is used.
 
     Raises:
-        ValueError: if a number is not positive, or ``domain`` or ``slope`` does not have one entry
-            per input.
+        ValueError: if a number is not positive, ``domain``, ``slope`` or ``patches`` does not have one
+            entry per input, or the patches do not get equal numbers of features.
         TypeError: if a size is not an integer or ``activation`` is not callable.
 
     Example:
@@ -97,6 +132,7 @@ class RandomFeatures(nnx.Module):
         *,
         domain: Sequence[Interval] | None = None,
         slope: float | Sequence[float] = 8.0,
+        patches: Sequence[int] | None = None,
         activation: Activation = jnp.sin,
         param_dtype: jnp.dtype | type = jnp.float32,
         rngs: nnx.Rngs,
@@ -116,17 +152,22 @@ class RandomFeatures(nnx.Module):
             )
         check_callable("activation", activation)
         self.activation = activation
-        middle, half = bounds.mean(axis=1), (bounds[:, 1] - bounds[:, 0]) / 2
+        self.patches = _patches(patches, input_dim, num_features)
+        cover = PartitionOfUnity(bounds, self.patches)
+        # Features take turns: the next round of one for every patch is appended to the earlier ones.
+        middle = np.tile(cover.centres, (num_features // cover.number, 1)).T
+        half = cover.half_widths[:, None]
         shape = (input_dim, num_features)
         scaled = jax.random.uniform(rngs.params(), shape, param_dtype, minval=-1)
         scaled *= jnp.asarray(slopes, param_dtype)[:, None]
         centres = jax.random.uniform(rngs.params(), shape, param_dtype, minval=-1)
         # w . (y - z) with y = (x - middle) / half, as an affine function of x.
-        weights = scaled / jnp.asarray(half, param_dtype)[:, None]
+        weights = scaled / jnp.asarray(half, param_dtype)
         self.weights = FrozenVariable(weights)
         self.biases = FrozenVariable(
-            -jnp.asarray(middle, param_dtype) @ weights - jnp.sum(scaled * centres, axis=0)
+            -jnp.sum(jnp.asarray(middle, param_dtype) * weights + scaled * centres, axis=0)
         )
+        self._bounds = tuple(map(tuple, bounds.tolist()))
         self.output = nnx.Linear(
             num_features,
             output_dim,
@@ -151,4 +192,9 @@ class RandomFeatures(nnx.Module):
         """
         check_last_axis("x", x, "input_dim", self.input_dim)
         x = as_inexact(x, self.output.kernel[...].dtype)
-        return self.output(self.activation(x @ self.weights[...] + self.biases[...]))
+        features = self.activation(x @ self.weights[...] + self.biases[...])
+        if max(self.patches) > 1:
+            windows = PartitionOfUnity(np.asarray(self._bounds), self.patches).windows(x)
+            rounds = features.shape[-1] // windows.shape[-1]
+            features *= jnp.tile(windows, (1,) * (x.ndim - 1) + (rounds,))
+        return self.output(features)
