@@ -20,6 +20,10 @@ from opifex.optimization.second_order.natural_gradient import (
     EnergyNaturalGradient,
     EnergyNaturalGradientState,
 )
+from opifex.optimization.second_order.random_subspace import (
+    RandomSubspace,
+    RandomSubspaceState,
+)
 from opifex.optimization.second_order.self_scaled_broyden import (
     SelfScaledBroydenState,
     scale_by_self_scaled_broyden,
@@ -39,6 +43,8 @@ __all__ = [
     "LevenbergMarquardtState",
     "MatrixFreeGaussNewton",
     "ProblemSize",
+    "RandomSubspace",
+    "RandomSubspaceState",
     "SelfScaledBroydenState",
     "StepMemory",
     "available_bytes",

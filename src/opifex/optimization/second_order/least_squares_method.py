@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from opifex.core.residuals import ResidualTerm
 from opifex.optimization.second_order.damped_least_squares import exact_products
 from opifex.optimization.second_order.flat_residuals import Bind, FlatResiduals
+from opifex.optimization.second_order.memory import ProblemSize, StepMemory
 
 State = TypeVar("State")
 
@@ -25,6 +26,14 @@ class LeastSquaresMethod(abc.ABC, Generic[State]):
     """
 
     block_bytes: float
+
+    @abc.abstractmethod
+    def init(self, params: Any) -> State:
+        """State before the first step, for these parameters."""
+
+    @abc.abstractmethod
+    def step_memory(self, size: ProblemSize) -> StepMemory:
+        """Bytes of a step, without compiling it."""
 
     @abc.abstractmethod
     def advance(
