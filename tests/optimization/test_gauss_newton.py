@@ -90,6 +90,20 @@ def test_a_step_that_would_lead_up_is_shortened_or_not_taken():
         assert np.array_equal(same, weights)
 
 
+def test_the_first_length_is_taken_if_it_does_what_it_promised():
+    with jax.enable_x64(True):
+        rows = jnp.asarray(np.random.default_rng(0).normal(size=(20, 4)))
+        start = jnp.zeros(3)
+
+        def moved(*lengths: float) -> np.ndarray:
+            solver = GaussNewton(step_lengths=lengths)
+            return np.asarray(solver.step((LINEAR,), bind, start, solver.init(start), (rows,))[0])
+
+        # Half of the way is worse than all of it, and as good as a linear model says.
+        half, full = moved(0.5, 1.0), moved(1.0, 0.5)
+        assert distance(2 * half, full) < rounding(np.float64, condition=100, operations=100)
+
+
 @pytest.mark.parametrize(("parameters", "residuals"), [(300, 1000), (1000, 300)])
 def test_memory_is_what_the_compiler_says(parameters, residuals):
     with jax.enable_x64(True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from opifex.core.checks import check_fraction, check_positive, check_positive_numbers
@@ -23,6 +25,9 @@ from opifex.optimization.second_order.memory import (
 
 __all__ = ["GaussNewton", "GaussNewtonState"]
 
+KEPT_PROMISE = 0.5
+"""Share of the reduction that the linear model promises, with which the first length is taken."""
+
 
 class GaussNewtonState(NamedTuple):
     """Nothing is carried from step to step."""
@@ -38,15 +43,15 @@ class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
     root of the machine precision; this solver keeps them, and $\epsilon$ is so small that it only
     bounds the length of the step. Where the residuals are linear in the parameters, as with
     `opifex.models.RandomFeatures` and a linear equation, the first step is the solution up to
-    $\epsilon$, and a second one removes most of what $\epsilon$ has changed. Elsewhere the length of
-    the step is the best of a grid, and the direction is a gamble: networks want
-    `LevenbergMarquardt`.
+    $\epsilon$, and a second one removes most of what $\epsilon$ has changed. A step that lowers the
+    loss by half of what the linear model promises is taken as it is. Elsewhere its length is the best
+    of a grid, and the direction is a gamble: networks want `LevenbergMarquardt`.
 
     Dtypes and precision of products are those of `LevenbergMarquardt`. The Jacobian is stored.
 
     Attributes:
         regularization: $\epsilon$, in (0, 1); never below the machine precision.
-        step_lengths: lengths to try.
+        step_lengths: lengths to try, the first of them first.
         block_bytes: about what the intermediate results of one block of points may take.
 
     Raises:
@@ -99,5 +104,18 @@ class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
         residuals, jacobian = problem.jacobian(problem.start)
         direction = regularized_solution(jacobian, -residuals, self.regularization)
         loss = residuals @ residuals
-        choice = best_length(problem.losses, problem.start, loss, direction, self.step_lengths)
-        return choice.point, state, loss
+        length = self.step_lengths[0]
+        full = problem.start + length * direction
+        promised = jnp.sum((residuals + length * (jacobian @ direction)) ** 2)
+        point = jax.lax.cond(
+            loss - problem.loss(full) >= KEPT_PROMISE * (loss - promised),
+            lambda: full,
+            lambda: self._searched(problem, loss, direction),
+        )
+        return point, state, loss
+
+    def _searched(
+        self, problem: FlatResiduals, loss: Float[Array, ""], direction: Float[Array, " n"]
+    ) -> Float[Array, " n"]:
+        lengths = self.step_lengths
+        return best_length(problem.losses, problem.start, loss, direction, lengths).point
