@@ -5,11 +5,13 @@ from unittest import mock
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from opifex.core.metrics import relative_l2
 from opifex.models import FNO, MLP
+from opifex.optimization.second_order import LevenbergMarquardt
 from opifex.problems import Helmholtz, Poisson
 from opifex.training.multilevel import CascadeTrainer, advisor, recommend_schedule
 from opifex.training.multilevel.advisor import spectral_tail
@@ -153,6 +155,21 @@ def test_network_advice_spends_the_budget_mostly_below(capsys):
     assert models[-1] is finest
     for coarse, fine in zip(advice.data, advice.data[1:], strict=False):
         np.testing.assert_array_equal(coarse[0], fine[0][: len(coarse[0])])
+
+
+@in_proportion
+def test_a_least_squares_solver_gets_the_finest_network_alone():
+    finest = MLP(2, 1, [32, 32], rngs=nnx.Rngs(0))
+    options = {"budget": 12, "num_points": 64, "verbose": False}
+    many = recommend_schedule(Poisson(), finest, **options, optimizer=optax.adam(1e-3))
+    one = recommend_schedule(Poisson(), finest, **options, optimizer=LevenbergMarquardt())
+    assert len(many.sizes) > 1
+    assert one.sizes == ((32, 32),)
+    assert one.config.epochs(0) == 12
+    assert any("LevenbergMarquardt" in reason for reason in one.reasons)
+    trainer = CascadeTrainer(one.build(nnx.Rngs(1)), LevenbergMarquardt(), config=one.config)
+    history = trainer.fit(Poisson().terms, one.data)
+    assert history.losses[-1] < history.losses[0]
 
 
 @in_proportion

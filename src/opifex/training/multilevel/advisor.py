@@ -12,6 +12,8 @@ Three questions are answered in turn, and the answers are printed with their rea
 3. *How long on each level?* The finest level gets half of the budget, the next half of the rest and
    so on, the coarsest all that remains; divided by the measured cost of a step this gives many
    cheap steps and few dear ones.
+
+With a least-squares solver the answer for networks is one level: see `recommend_schedule`.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from rich.console import Console
 from opifex.core.checks import check_choice, check_fraction, check_positive, check_positive_int
 from opifex.core.metrics import relative_l2
 from opifex.models import FNO, MLP
+from opifex.optimization.second_order.least_squares_method import LeastSquaresMethod
 from opifex.problems import Problem, grid_points
 from opifex.training.loop import CompiledLoop, LoopState, as_arrays, owned
 from opifex.training.loop import steps_per_epoch as loop_steps
@@ -246,6 +249,7 @@ def recommend_schedule(
     batch_size: int | None = None,
     num_points: int = 1000,
     grid_kind: str | None = None,
+    optimizer: Any = None,
     verbose: bool = True,
 ) -> ScheduleAdvice:
     """Propose levels, factors and epochs for a problem or data, and say why.
@@ -261,6 +265,10 @@ def recommend_schedule(
         batch_size: samples per step for operators; all samples by default.
         num_points: interior collocation points of the finest level, for problems.
         grid_kind: where grid points lie, for operators; by default where ``finest_model`` says.
+        optimizer: what is to train. With a least-squares solver (`LevenbergMarquardt` and the like)
+            a network gets no coarser levels: the finest alone ended with lower errors on every problem
+            that was measured, since the new units of a prolongated network have no slope in their
+            incoming weights, and second order keeps the valley in which the coarse level ended.
         verbose: print the proposal.
 
     Returns:
@@ -288,6 +296,12 @@ def recommend_schedule(
         )
         shapes: list[tuple[int, ...]] = [(int(points[0].shape[0]),) for points in data]
         loss, batch_size = source.loss, None
+        if isinstance(optimizer, LeastSquaresMethod):
+            sizes, data, shapes = sizes[-1:], data[-1:], shapes[-1:]
+            reason = (
+                f"{type(optimizer).__name__} gets the finest network alone: from a prolongated one it "
+                "ended with larger errors on every problem that was measured"
+            )
     elif isinstance(finest_model, FNO) and isinstance(source, tuple | list) and len(source) == 2:
         sizes, levels, reason = _operator_candidates(
             finest_model, source, factor, coarsest_error, grid_kind
