@@ -90,6 +90,23 @@ def test_a_step_that_would_lead_up_is_shortened_or_not_taken():
         assert np.array_equal(same, weights)
 
 
+def test_of_several_regularisations_the_first_that_promises_enough_is_used():
+    with jax.enable_x64(True):
+        matrix = np.diag([1.0, 1e-6])
+        start = jnp.zeros(2)
+
+        def moved(target, *epsilons: float) -> np.ndarray:
+            rows = jnp.asarray(np.column_stack([matrix, target]))
+            solver = GaussNewton(regularization=epsilons if len(epsilons) > 1 else epsilons[0])
+            return np.asarray(solver.step((LINEAR,), bind, start, solver.init(start), (rows,))[0])
+
+        strong, weak = 1e-3, 1e-15
+        # The small column matters in the first problem and not in the second.
+        for target, expected in (([1.0, 1.0], weak), ([1.0, 1e-6], strong)):
+            assert np.array_equal(moved(target, strong, weak), moved(target, expected))
+        assert not np.array_equal(moved([1.0, 1.0], strong), moved([1.0, 1.0], weak))
+
+
 def test_the_first_length_is_taken_if_it_does_what_it_promised():
     with jax.enable_x64(True):
         rows = jnp.asarray(np.random.default_rng(0).normal(size=(20, 4)))
@@ -122,6 +139,8 @@ def test_memory_is_what_the_compiler_says(parameters, residuals):
     [
         ({"regularization": 0.0}, ValueError),
         ({"regularization": 1.0}, ValueError),
+        ({"regularization": ()}, ValueError),
+        ({"regularization": (1e-8, 2.0)}, ValueError),
         ({"step_lengths": ()}, ValueError),
         ({"step_lengths": (1.0, -1.0)}, ValueError),
         ({"block_bytes": 0}, ValueError),

@@ -2,6 +2,7 @@ r"""Gauss-Newton without damping, by orthogonal factorisation: for models that a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ from opifex.optimization.second_order.memory import (
 )
 
 __all__ = ["GaussNewton", "GaussNewtonState"]
+
+FORCING = 0.01
+"""Ratio of residuals that a linear model must promise for its regularisation to be weak enough."""
 
 KEPT_PROMISE = 0.5
 """Share of the reduction that the linear model promises, with which the first length is taken."""
@@ -49,13 +53,21 @@ class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
 
     Dtypes and precision of products are those of `LevenbergMarquardt`. The Jacobian is stored.
 
+    On nonlinear equations the iterates of the first steps are rougher than the solution. A weak
+    regularisation fits even that, with coefficients so large that their rounding ends the progress.
+    Give several, ``regularization=(1e-8, 1e-15)``: a step uses the first with which the linear model
+    promises residuals a hundred times smaller, so that it is solved no more exactly than it deserves
+    (inexact Newton methods: Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). Each one
+    that is tried costs a factorisation.
+
     Attributes:
-        regularization: $\epsilon$, in (0, 1); never below the machine precision.
+        regularization: $\epsilon$, in (0, 1), or several, the largest first; never below the machine
+            precision.
         step_lengths: lengths to try, the first of them first.
         block_bytes: about what the intermediate results of one block of points may take.
 
     Raises:
-        ValueError: if a setting is out of range or ``step_lengths`` is empty.
+        ValueError: if a setting is out of range, or ``step_lengths`` or ``regularization`` is empty.
         TypeError: if a setting has the wrong type.
 
     Example:
@@ -71,14 +83,19 @@ class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
         (9.0, 3.0)
     """
 
-    regularization: float = 1e-15
+    regularization: float | Sequence[float] = 1e-15
     step_lengths: tuple[float, ...] = tuple(0.5**k for k in range(10))
     block_bytes: float = BLOCK_BYTES
 
     def __post_init__(self) -> None:
-        check_fraction("regularization", self.regularization)
         check_positive("block_bytes", self.block_bytes)
-        # A list cannot be hashed, which compiled programs need.
+        if isinstance(self.regularization, Sequence):
+            for epsilon in check_positive_numbers("regularization", self.regularization):
+                check_fraction("regularization", epsilon)
+            # Lists cannot be hashed, which compiled programs need.
+            object.__setattr__(self, "regularization", tuple(self.regularization))
+        else:
+            check_fraction("regularization", self.regularization)
         lengths = check_positive_numbers("step_lengths", self.step_lengths)
         object.__setattr__(self, "step_lengths", lengths)
 
@@ -102,8 +119,8 @@ class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
     ) -> tuple[Float[Array, " n"], GaussNewtonState, Float[Array, ""]]:
         """The step from ``problem.start``, see `LeastSquaresMethod`."""
         residuals, jacobian = problem.jacobian(problem.start)
-        direction = regularized_solution(jacobian, -residuals, self.regularization)
         loss = residuals @ residuals
+        direction = self._direction(jacobian, residuals, loss)
         length = self.step_lengths[0]
         full = problem.start + length * direction
         promised = jnp.sum((residuals + length * (jacobian @ direction)) ** 2)
@@ -113,6 +130,23 @@ class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
             lambda: self._searched(problem, loss, direction),
         )
         return point, state, loss
+
+    def _direction(
+        self, jacobian: Float[Array, "m n"], residuals: Float[Array, " m"], loss: Float[Array, ""]
+    ) -> Float[Array, " n"]:
+        """The full step, with the first regularisation that promises enough, or else the last."""
+        several = self.regularization
+        choices = several if isinstance(several, tuple) else (several,)
+
+        def solved(number: int) -> Float[Array, " n"]:
+            direction = regularized_solution(jacobian, -residuals, choices[number])
+            if number + 1 == len(choices):
+                return direction
+            promised = jnp.sum((residuals + jacobian @ direction) ** 2)
+            enough = promised <= FORCING**2 * loss
+            return jax.lax.cond(enough, lambda: direction, lambda: solved(number + 1))
+
+        return solved(0)
 
     def _searched(
         self, problem: FlatResiduals, loss: Float[Array, ""], direction: Float[Array, " n"]
