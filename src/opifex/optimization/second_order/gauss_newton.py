@@ -26,7 +26,7 @@ from opifex.optimization.second_order.memory import (
 
 __all__ = ["GaussNewton", "GaussNewtonState"]
 
-FORCING = 0.01
+FORCING = 0.3
 """Ratio of residuals that a linear model must promise for its regularisation to be weak enough."""
 
 KEPT_PROMISE = 0.5
@@ -56,7 +56,7 @@ class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
     On nonlinear equations the iterates of the first steps are rougher than the solution. A weak
     regularisation fits even that, with coefficients so large that their rounding ends the progress.
     Give several, ``regularization=(1e-8, 1e-15)``: a step uses the first with which the linear model
-    promises residuals a hundred times smaller, so that it is solved no more exactly than it deserves
+    promises residuals three times smaller, so that it is solved no more exactly than it deserves
     (inexact Newton methods: Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). Each one
     that is tried costs a factorisation.
 
