@@ -15,7 +15,7 @@ from typing import Any
 
 from common import RESULTS, read_results
 from sections import SECTIONS, STALE
-from tables import Results, middle, origin, plain, race_rows, table
+from tables import Results, middle, origin, pinnacle_rows, plain, race_rows, table
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -144,6 +144,15 @@ def chosen(name: str, keys: Sequence[str]) -> Callable[[], str]:
     return show
 
 
+def published() -> str:
+    """Median errors on the published suite."""
+    results: Results | None = read_results("pinnacle")
+    if results is None:
+        return "Nothing has been measured."
+    columns = ("case", "median error", "published", "published / ours", "processor seconds")
+    return table([{name: row[name] for name in columns} for row in pinnacle_rows(results)])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "races": headline,
     "accuracy": accuracy,
@@ -151,6 +160,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": chosen(
         "solver_memory", ("parameters", "points", "solver", "estimate, MiB", "XLA, MiB")
     ),
+    "pinnacle": published,
     "transitions": chosen(
         "transfer_choices",
         ("choice", "largest peak", "median final loss", "median final error"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common import median
+from common import median, ratio
 
 Results = dict[str, Any]
 
@@ -138,6 +138,56 @@ def rounding(results: Results) -> str:
             }
         )
     return table(rows)
+
+
+def pinnacle_rows(results: Results) -> list[dict[str, Any]]:
+    """For each case the errors of the chosen model, beside the lowest that were published."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault(row["case"], []).append(row)
+    rows = []
+    for case, runs in groups.items():
+        error = median([run["error"] for run in runs])
+        rows.append(
+            {
+                "case": case,
+                "model": runs[0]["model"],
+                "errors": ", ".join(number(run["error"]) for run in runs),
+                "median error": error,
+                "published": runs[0]["best"],
+                "published / ours": ratio(runs[0]["best"], error),
+                "processor seconds": middle(runs, "processor seconds"),
+                "of the choice": runs[0]["seconds of the choice"],
+                "models tried": len(runs[0]["tried"]),
+            }
+        )
+    return rows
+
+
+def pinnacle(results: Results) -> str:
+    """The rows and their commands."""
+    return table(pinnacle_rows(results))
+
+
+def nested_iteration(results: Results) -> str:
+    """Times to the target of coarse features first and of one set of features."""
+    rows = []
+    for race in results["rows"]:
+        for run in race["runs"]:
+            rows.append(
+                {
+                    "problem": race["problem"],
+                    "seed": run["seed"],
+                    **{f"{side}: s": run[side]["seconds"] for side in ("single", "cascade")},
+                    **{f"{side}: steps": run[side]["steps"] for side in ("single", "cascade")},
+                    "single / cascade": run["single / cascade"],
+                }
+            )
+    chosen = "\n".join(
+        f"- {race['problem']}: {race['single']} against {race['cascade']}"
+        for race in results["rows"]
+    )
+    return f"{table(rows)}\n\nChosen:\n\n{chosen}"
 
 
 def peer_race(results: Results) -> str:
