@@ -90,6 +90,17 @@ def test_a_step_that_would_lead_up_is_shortened_or_not_taken():
         assert np.array_equal(same, weights)
 
 
+def test_rounding_at_the_minimum_is_no_reason_to_go_up():
+    with jax.enable_x64(True):
+        for seed in range(150):
+            rows = jnp.asarray(np.random.default_rng(seed).normal(size=(30, 8)))
+            weights, losses = jnp.zeros(7), []
+            for _ in range(15):
+                weights, _, loss = one_step(rows, weights)
+                losses.append(float(loss))
+            assert np.all(np.diff(losses) <= 0)
+
+
 def test_of_several_regularisations_the_first_that_promises_enough_is_used():
     with jax.enable_x64(True):
         matrix = np.diag([1.0, 1e-6])

@@ -125,7 +125,8 @@ class GaussNewton(LeastSquaresMethod[GaussNewtonState]):
         full = problem.start + length * direction
         promised = jnp.sum((residuals + length * (jacobian @ direction)) ** 2)
         point = jax.lax.cond(
-            loss - problem.loss(full) >= KEPT_PROMISE * (loss - promised),
+            # By rounding a model may promise less than nothing; a step up is never taken.
+            loss - problem.loss(full) >= KEPT_PROMISE * jnp.maximum(loss - promised, 0.0),
             lambda: full,
             lambda: self._searched(problem, loss, direction),
         )
