@@ -132,25 +132,18 @@ def accuracy() -> str:
     return table(rows)
 
 
-def chosen(name: str, keys: Sequence[str]) -> Callable[[], str]:
-    """Some columns of the rows of a result."""
+def chosen(
+    name: str, keys: Sequence[str], rows: Callable[[Results], Any] = lambda results: results["rows"]
+) -> Callable[[], str]:
+    """Some columns of the rows of a result, or of rows that are made from it."""
 
     def show() -> str:
         results: Results | None = read_results(name)
         if results is None:
             return "Nothing has been measured."
-        return plain(*keys)(results)
+        return plain(*keys)({"rows": rows(results)})
 
     return show
-
-
-def published() -> str:
-    """Median errors on the published suite."""
-    results: Results | None = read_results("pinnacle")
-    if results is None:
-        return "Nothing has been measured."
-    columns = ("case", "median error", "published", "published / ours", "processor seconds")
-    return table([{name: row[name] for name in columns} for row in pinnacle_rows(results)])
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -160,7 +153,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": chosen(
         "solver_memory", ("parameters", "points", "solver", "estimate, MiB", "XLA, MiB")
     ),
-    "pinnacle": published,
+    "pinnacle": chosen(
+        "pinnacle",
+        ("case", "median error", "published", "published / ours", "processor seconds"),
+        pinnacle_rows,
+    ),
     "transitions": chosen(
         "transfer_choices",
         ("choice", "largest peak", "median final loss", "median final error"),

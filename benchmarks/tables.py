@@ -117,13 +117,18 @@ def plain(*columns: str) -> Callable[[Results], str]:
     return show
 
 
-def rounding(results: Results) -> str:
-    """Median and upper quartile of the errors, and whether the goal is met."""
+def grouped(results: Results, field: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a result by the value of a field, in the order in which values come first."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"]:
-        groups.setdefault(row["problem"], []).append(row)
+        groups.setdefault(row[field], []).append(row)
+    return groups
+
+
+def rounding(results: Results) -> str:
+    """Median and upper quartile of the errors, and whether the goal is met."""
     rows = []
-    for problem, runs in groups.items():
+    for problem, runs in grouped(results, "problem").items():
         rows.append(
             {
                 "problem": problem,
@@ -142,11 +147,8 @@ def rounding(results: Results) -> str:
 
 def pinnacle_rows(results: Results) -> list[dict[str, Any]]:
     """For each case the errors of the chosen model, beside the lowest that were published."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in results["rows"]:
-        groups.setdefault(row["case"], []).append(row)
     rows = []
-    for case, runs in groups.items():
+    for case, runs in grouped(results, "case").items():
         error = median([run["error"] for run in runs])
         rows.append(
             {

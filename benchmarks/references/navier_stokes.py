@@ -26,6 +26,11 @@ Values = Callable[[Array, Array], Array]
 Prescribed = list[tuple[str, Select, Values]]
 
 
+def zero(x: Array, _: Array) -> Array:
+    """The value zero everywhere."""
+    return np.zeros_like(x)
+
+
 @dataclass
 class Flow:
     """A solution: velocity and pressure and their spaces."""

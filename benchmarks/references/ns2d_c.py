@@ -16,7 +16,7 @@ Error: the difference between two meshes and degrees, which also gives `error_pe
 from __future__ import annotations
 
 import numpy as np
-from navier_stokes import Flow, Prescribed, Problem
+from navier_stokes import Flow, Prescribed, Problem, zero
 from spectral_elements import Mesh, graded
 from suite import Array, Mask, distance, distances, parsed, read, write
 
@@ -26,10 +26,6 @@ NU = 0.01
 
 def lid(x: Array, y: Array) -> Array:
     return np.where(y == 1, 4 * x * (1 - x), 0)
-
-
-def zero(x: Array, _: Array) -> Array:
-    return np.zeros_like(x)
 
 
 def boundary(x: Array, y: Array) -> Mask:

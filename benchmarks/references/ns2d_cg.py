@@ -30,7 +30,7 @@ together and then for each.
 from __future__ import annotations
 
 import numpy as np
-from navier_stokes import Prescribed, Problem
+from navier_stokes import Prescribed, Problem, zero
 from spectral_elements import Mesh, graded, lagrange
 from suite import Array, Mask, distance, distances, parsed, read, write
 
@@ -41,10 +41,6 @@ SUCTION = 97.0
 
 def inflow(x: Array, y: Array) -> Array:
     return np.where(x == 0, 4 * y * (1 - y), 0)
-
-
-def zero(x: Array, _: Array) -> Array:
-    return np.zeros_like(x)
 
 
 def outlet(x: Array, y: Array) -> Mask:

@@ -10,8 +10,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opifex.core import ResidualTerm
 from opifex.core.physics import laplacian
 from opifex.models import FrozenVariable, PartitionOfUnity, RandomFeatures
+from opifex.optimization.second_order import GaussNewton
 from opifex.training.multilevel import prolongate_preserving
 from tolerances import distance, rounding
 
@@ -145,8 +147,6 @@ def test_patches_take_more_features_and_no_other_patches():
 
 def test_patches_resolve_what_global_features_do_not():
     """Fifteen waves across the domain, with 200 features."""
-    from opifex.core import ResidualTerm
-    from opifex.optimization.second_order import GaussNewton
 
     def misfit(**options) -> float:
         model = RandomFeatures(1, 1, 200, param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options)

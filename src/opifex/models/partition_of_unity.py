@@ -16,7 +16,7 @@ class PartitionOfUnity:
     r"""Windows $\psi_p$ on a tensor grid of patches, $\sum_p \psi_p = 1$ on the box.
 
     Along an axis with $k$ patches the centres are those of $k$ equal cells, and a patch reaches to the
-    centres of its neighbours' far edges: its half width is the width of a cell. The windows are
+    centres of the neighbouring cells: its half width is the width of a cell. The windows are
     $(1 - s^2)^5$ in the local coordinate $s \in [-1, 1]$, which are four times differentiable, divided
     by their sum (Shepard). An axis with one patch has the window one.
 
@@ -34,11 +34,7 @@ class PartitionOfUnity:
         self._patches = tuple(patches)
         cells = np.stack(np.meshgrid(*map(np.arange, patches), indexing="ij"), axis=-1)
         self.centres = self._lower + (cells.reshape(-1, len(patches)) + 0.5) * self._width
-        self.half_widths = np.where(self._several, self._width, self._width / 2)
-
-    @property
-    def _several(self) -> np.ndarray:
-        return np.asarray(self._patches) > 1
+        self.half_widths = np.where(np.asarray(patches) > 1, self._width, self._width / 2)
 
     @property
     def number(self) -> int:

@@ -17,6 +17,7 @@ from opifex.core.checks import (
     check_positive,
     check_positive_int,
     check_positive_numbers,
+    check_sizes,
 )
 from opifex.core.dtypes import as_inexact
 from opifex.models.corrected import FrozenVariable
@@ -65,7 +66,7 @@ def _patches(patches: Sequence[int] | None, input_dim: int, num_features: int) -
     """
     if patches is None:
         return (1,) * input_dim
-    counts = tuple(check_positive_int(f"patches[{i}]", n) for i, n in enumerate(patches))
+    counts = check_sizes("patches", patches)
     if len(counts) != input_dim:
         raise ValueError(
             f"patches must have one entry for each of {input_dim} inputs, got {patches!r}"

@@ -159,7 +159,6 @@ class FlatResiduals:
             sets.append(PointSet(term, x, offset, components, math.ceil(kept / len(x))))
             offset += len(x) * components
         self._sets = tuple(sets)
-        self._block_bytes = block_bytes
         self.start = flat.astype(dtype)
         kept = sum(s.intermediates * len(s.points) for s in sets)
         self.size = ProblemSize(flat.size, offset, dtype, kept)
@@ -178,8 +177,9 @@ class FlatResiduals:
 
         terms, points = [s.term for s in self._sets], [s.points for s in self._sets]
         # A reverse pass gives a row for all parameters, of which the entries are taken.
-        room = self._block_bytes * entries.size / self.size.parameters
-        return FlatResiduals(terms, bind, self.start[entries], points, room)
+        room = self._room * entries.size / self.size.parameters
+        block_bytes = room * self.start.dtype.itemsize
+        return FlatResiduals(terms, bind, self.start[entries], points, block_bytes)
 
     def unravel(self, flat: Float[Array, " n"]) -> Any:
         """The parameters in their own structure and dtypes."""

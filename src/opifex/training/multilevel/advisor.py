@@ -34,14 +34,13 @@ from rich.console import Console
 from opifex.core.checks import check_choice, check_fraction, check_positive, check_positive_int
 from opifex.core.metrics import relative_l2
 from opifex.models import FNO, MLP
-from opifex.optimization.second_order.least_squares_method import LeastSquaresMethod
 from opifex.problems import Problem, grid_points
 from opifex.training.loop import CompiledLoop, LoopState, as_arrays, owned
 from opifex.training.loop import steps_per_epoch as loop_steps
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.transfer.grids import ResolutionLevel, resolution_hierarchy
 from opifex.training.objective import Objective, split_model
-from opifex.training.smoother import as_smoother
+from opifex.training.smoother import LeastSquaresSmoother, as_smoother
 
 __all__ = ["ScheduleAdvice", "recommend_schedule", "spectral_tail"]
 
@@ -296,11 +295,12 @@ def recommend_schedule(
         )
         shapes: list[tuple[int, ...]] = [(int(points[0].shape[0]),) for points in data]
         loss, batch_size = source.loss, None
-        if isinstance(optimizer, LeastSquaresMethod):
+        smoother = None if optimizer is None else as_smoother(optimizer)
+        if isinstance(smoother, LeastSquaresSmoother):
             sizes, data, shapes = sizes[-1:], data[-1:], shapes[-1:]
             reason = (
-                f"{type(optimizer).__name__} gets the finest network alone: from a prolongated one it "
-                "ended with larger errors on every problem that was measured"
+                f"{type(smoother.solver).__name__} gets the finest network alone: from a prolongated "
+                "one it ended with larger errors on every problem that was measured"
             )
     elif isinstance(finest_model, FNO) and isinstance(source, tuple | list) and len(source) == 2:
         sizes, levels, reason = _operator_candidates(
