@@ -13,6 +13,9 @@ points (all losses with the same weights, those of the first model):
 3. Two networks, trained by Levenberg-Marquardt: three hidden layers of tanh, one of sines. Points of
    the equation are drawn anew every so many steps, denser where its residual is large.
 
+Nonlinear evolution equations in one space dimension are marched in time slabs instead, with 16, 32, ...
+elements, as long as more of them lower the largest residual of a slab by half or more.
+
 The networks are left out where the residuals are linear and there are at most three dimensions, and the
 features where there are more.
 
@@ -27,6 +30,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +46,7 @@ from common import command, parser, read_results, start_cold, write_results
 from opifex.core import ResidualTerm, mean_square_loss
 from opifex.models import MLP, RandomFeatures, TrialFunction
 from opifex.optimization.second_order import GaussNewton, LevenbergMarquardt
+from opifex.training import TimeMarching
 from opifex.training.adaptive_sampling import ResidualResampler
 from opifex.training.multilevel import Balanced, CascadeTrainer, JacobianBalancing, Resampled
 from opifex.viz import comparison_table
@@ -52,6 +57,7 @@ CHOICE_SEED, HELD_OUT_SEED = 100, 101
 FEW, MANY, MANY_NONLINEAR = 900, 4800, 1800  # coefficients of random features, of all outputs
 REDRAWN = 30  # steps of a network from one set of points to the next
 NETWORKS = ((20, 20, 20), jnp.tanh), ((40,), jnp.sin)
+SLAB_FEATURES, TOLERANCE = 160, 1e-4  # of time slabs
 SOLVED = 1e-14  # of the loss of the first model
 
 
@@ -163,11 +169,40 @@ class Network:
         return LevenbergMarquardt(), 120
 
 
-Choice = Features | Network
+@dataclass(frozen=True)
+class Slabs:
+    """Time slabs of random features."""
+
+    elements: int
+
+    def __str__(self) -> str:
+        return f"time slabs, {SLAB_FEATURES} features on {self.elements} elements"
+
+    def solution(self, case: Case, seed: int) -> tuple[nnx.Module, float]:
+        """The solution of a seed, and the largest residual of a slab."""
+        assert case.evolution is not None
+        initial, boundary, order = case.evolution
+        features = RandomFeatures(
+            2, 1, SLAB_FEATURES, slope=(3.0, 1.0), param_dtype=jnp.float64, rngs=nnx.Rngs(seed)
+        )
+        marching = TimeMarching(features, self.elements, space_order=order, tolerance=TOLERANCE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # residuals are told instead
+            slabs = list(marching.slabs(case.terms[0].residual, initial, case.box, boundary))
+        return marching.joined(slabs), max(slab.residual for slab in slabs)
+
+
+Choice = Features | Network | Slabs
 
 
 def trained(case: Case, choice: Choice, seed: int) -> tuple[nnx.Module, tuple[float, ...], float]:
-    """The trained model, the weights it was trained with, and its loss over that of the start."""
+    """The trained model, the weights it was trained with, and its loss over that of the start.
+
+    Of time slabs instead of the loss the largest residual of a slab.
+    """
+    if isinstance(choice, Slabs):
+        solution, residual = choice.solution(case, seed)
+        return solution, (), residual
     solver, steps = choice.solver(case)
     data: Any = tuple(map(jnp.asarray, case.points(seed, choice.points(case))))
     if isinstance(choice, Network):
@@ -187,6 +222,8 @@ def weighted(terms: tuple[ResidualTerm, ...], weights: tuple[float, ...]) -> lis
 
 def choose(case: Case) -> tuple[Choice, list[dict[str, Any]]]:
     """The model of lowest loss on other points, and all that was tried."""
+    if case.evolution is not None:
+        return choose_elements(case)
     held_out = tuple(map(jnp.asarray, case.points(HELD_OUT_SEED, 4096)))
     tried: list[dict[str, Any]] = []
     weights: list[tuple[float, ...]] = []
@@ -208,6 +245,23 @@ def choose(case: Case) -> tuple[Choice, list[dict[str, Any]]]:
     if case.box.dim > 3 or not case.linear:
         losses |= {network: loss(network) for network in (Network(*n) for n in NETWORKS)}
     return min(losses, key=lambda choice: losses[choice]), tried
+
+
+def choose_elements(case: Case) -> tuple[Slabs, list[dict[str, Any]]]:
+    """Time slabs with as many elements as help."""
+    tried: list[dict[str, Any]] = []
+    best, lowest, elements = Slabs(16), math.inf, 16
+    while True:
+        start_cold()
+        _, residual = Slabs(elements).solution(case, CHOICE_SEED)
+        tried.append({"model": str(Slabs(elements)), "residual": residual})
+        CONSOLE.print(case.name, tried[-1])
+        if residual >= lowest / 2:
+            return best, tried
+        best, lowest = Slabs(elements), residual
+        if residual <= TOLERANCE:
+            return best, tried
+        elements *= 2
 
 
 def search(case: Case, loss: Callable[[Choice], float]) -> tuple[Features, float]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,12 @@ from jax import Array
 from scipy.stats import qmc
 
 from opifex.core import ResidualTerm
-from opifex.core.physics import gradient, hessian_diagonal, laplacian
+from opifex.core.physics import (
+    directional_derivatives,
+    gradient,
+    hessian_diagonal,
+    laplacian,
+)
 from opifex.problems import Box, Burgers, PlanarRegion, grid_points, interior_points
 
 Model = Callable[[Array], Array]
@@ -47,6 +53,8 @@ class Case:
         best: the lowest published error.
         equations: components of the first term.
         linear: whether the residuals are linear in the unknown functions.
+        evolution: initial values, residual at both ends (or ``"periodic"``) and highest derivative in
+            space, if the first term is an evolution equation in one space dimension.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Case:
     best: float
     equations: int = 1
     linear: bool = True
+    evolution: tuple[Callable[[Array], Array], Any, int] | None = None
 
 
 def condition(name: str, residual: Callable[[Model, Array], Array]) -> ResidualTerm:
@@ -134,6 +143,44 @@ def burgers() -> Case:
         analytic(Burgers().exact, lambda: np.asarray(grid_points([201, 101], box))),
         1.43e-2,
         linear=False,
+        evolution=(lambda x: -jnp.sin(PI * x), lambda u, x: u(x)[0], 2),
+    )
+
+
+def kuramoto_sivashinsky() -> Case:
+    """u_t + 100/16 u u_x + 100/16^2 u_xx + 100/16^4 u_xxxx = 0, periodic."""
+    box = Box((0.0, 0.0), (2 * PI, 1.0))
+
+    def equation(u: Model, x: Array) -> Array:
+        v, v_x, v_xx, _, v_xxxx = directional_derivatives(u, jnp.array([1.0, 0.0]), 4)(x)
+        _, v_t = directional_derivatives(u, jnp.array([0.0, 1.0]), 1)(x)
+        return v_t + 100 / 16 * v * v_x + 100 / 16**2 * v_xx + 100 / 16**4 * v_xxxx
+
+    def points(seed: int, count: int) -> tuple[Array, ...]:
+        start = faces(box, seed, count // 8, [(1, 0)])
+        return inside(box, seed, count), start, faces(box, seed, count // 16, [(0, 0)])
+
+    def jumps(u: Model, x: Array) -> Array:
+        across = directional_derivatives(u, jnp.array([1.0, 0.0]), 3)
+        return jnp.stack(across(x)) - jnp.stack(across(x.at[0].add(2 * PI)))
+
+    def initial(x: Array) -> Array:
+        return jnp.cos(x) * (1 + jnp.sin(x))
+
+    return Case(
+        "KS",
+        box,
+        1,
+        (
+            ResidualTerm("equation", equation),
+            condition("start", lambda u, x: u(x)[0] - initial(x[0])),
+            condition("period", jumps),
+        ),
+        points,
+        from_file("kuramoto_sivashinsky"),
+        9.52e-1,
+        linear=False,
+        evolution=(initial, "periodic", 4),
     )
 
 
@@ -526,6 +573,7 @@ def heat_inverse() -> Case:
 
 CASES: dict[str, Callable[[], Case]] = {
     "Burgers1d-C": burgers,
+    "KS": kuramoto_sivashinsky,
     "Poisson2d-C": poisson_classic,
     "Poisson2d-CG": poisson_boltzmann,
     "Poisson2d-MS": poisson_blocks,

@@ -9,6 +9,7 @@ from opifex.models.mlp import MLP, HiddenLayer
 from opifex.models.multiscale import FourierFeatures, FrequencyBand, MultiscaleMLP
 from opifex.models.partition_of_unity import PartitionOfUnity
 from opifex.models.random_features import RandomFeatures
+from opifex.models.space_time_features import SpaceTimeFeatures, element_features
 from opifex.models.trial_function import SymmetricModel, TrialFunction
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "MultiscaleMLP",
     "PartitionOfUnity",
     "RandomFeatures",
+    "SpaceTimeFeatures",
     "SpectralConv",
     "SymmetricModel",
     "TrialFunction",
+    "element_features",
     "freeze",
 ]

@@ -140,7 +140,7 @@ class RandomFeatures(nnx.Module):
     ) -> None:
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)
-        check_positive_int("num_features", num_features)
+        self.num_features = check_positive_int("num_features", num_features)
         bounds = _bounds(domain, input_dim)
         slopes = (
             check_positive_numbers("slope", slope)
@@ -191,6 +191,19 @@ class RandomFeatures(nnx.Module):
         Raises:
             ValueError: if the last axis of ``x`` is not ``input_dim``.
         """
+        return self.output(self.features(x))
+
+    def features(
+        self, x: Real[Array | np.ndarray, "*batch inputs"]
+    ) -> Float[Array, "*batch num_features"]:
+        """Values of all features at points, before they are added up.
+
+        Args:
+            x: points, last axis of size ``input_dim``.
+
+        Raises:
+            ValueError: if the last axis of ``x`` is not ``input_dim``.
+        """
         check_last_axis("x", x, "input_dim", self.input_dim)
         x = as_inexact(x, self.output.kernel[...].dtype)
         features = self.activation(x @ self.weights[...] + self.biases[...])
@@ -198,4 +211,4 @@ class RandomFeatures(nnx.Module):
             windows = PartitionOfUnity(np.asarray(self._bounds), self.patches).windows(x)
             rounds = features.shape[-1] // windows.shape[-1]
             features *= jnp.tile(windows, (1,) * (x.ndim - 1) + (rounds,))
-        return self.output(features)
+        return features

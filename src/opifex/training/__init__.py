@@ -6,3 +6,7 @@ relaxation such as Gauss-Seidel, here an optimizer or a least-squares solver.
 The room may import `opifex.core`, `opifex.models`, `opifex.problems`, `opifex.data` and
 `opifex.optimization`; never `opifex.viz`.
 """
+
+from opifex.training.time_marching import TimeMarching, TimeSlab
+
+__all__ = ["TimeMarching", "TimeSlab"]

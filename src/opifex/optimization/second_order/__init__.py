@@ -3,6 +3,7 @@
 The room may import `opifex.core`.
 """
 
+from opifex.optimization.second_order.block_bidiagonal import block_bidiagonal_solution
 from opifex.optimization.second_order.damping import AdaptiveDamping
 from opifex.optimization.second_order.gauss_newton import GaussNewton, GaussNewtonState
 from opifex.optimization.second_order.hybrid import (
@@ -48,6 +49,7 @@ __all__ = [
     "SelfScaledBroydenState",
     "StepMemory",
     "available_bytes",
+    "block_bidiagonal_solution",
     "scale_by_self_scaled_broyden",
     "self_scaled_broyden",
 ]
