@@ -17,14 +17,16 @@ def float64():
 
 
 SEEDS = st.integers(0, 10**6)
-SHAPES = [(3, 1, 2), (5, 3, 7)]  # blocks, unknowns, rows; few, since each is compiled
+# Blocks, unknowns, rows, those of them that reach the next block; few, since each is compiled.
+SHAPES = [(3, 1, 2, 2), (5, 3, 7, 2), (4, 3, 6, 5)]
 solve = jax.jit(block_bidiagonal_solution, static_argnums=3, static_argnames="cyclic")
 
 
-def system(blocks, size, rows, cyclic, seed):
+def system(blocks, size, rows, coupled, cyclic, seed):
     """Blocks, and the matrix and right-hand side they stand for."""
     rng = np.random.default_rng(seed)
-    diagonal, upper = rng.normal(size=(2, blocks, rows, size))
+    diagonal = rng.normal(size=(blocks, rows, size))
+    upper = rng.normal(size=(blocks, coupled, size))
     values = rng.normal(size=(blocks, rows))
     matrix = np.zeros((blocks * rows, blocks * size))
     for s in range(blocks):
@@ -32,7 +34,8 @@ def system(blocks, size, rows, cyclic, seed):
         matrix[here, s * size : (s + 1) * size] += diagonal[s]
         if s + 1 < blocks or cyclic:
             following = (s + 1) % blocks
-            matrix[here, following * size : (following + 1) * size] += upper[s]
+            last = slice((s + 1) * rows - coupled, (s + 1) * rows)
+            matrix[last, following * size : (following + 1) * size] += upper[s]
     return diagonal, upper, values, matrix
 
 
@@ -52,7 +55,7 @@ def test_is_the_least_squares_solution(shape, cyclic, seed):
 @settings(max_examples=20, deadline=None)
 def test_is_regularized_by_the_norm_of_the_whole_matrix(cyclic, epsilon, seed):
     blocks, size = 4, 4
-    diagonal, upper, values, matrix = system(blocks, size, 3, cyclic, seed)  # underdetermined
+    diagonal, upper, values, matrix = system(blocks, size, 3, 2, cyclic, seed)  # underdetermined
     found = solve(*map(jnp.asarray, (diagonal, upper, values)), epsilon, cyclic=cyclic)
     damping = (epsilon * np.linalg.norm(matrix)) ** 2 * np.eye(blocks * size)
     exact = np.linalg.solve(matrix.T @ matrix + damping, matrix.T @ values.ravel())
@@ -76,3 +79,11 @@ def test_keeps_the_dtype(dtype):
     diagonal, upper, values, _ = system(*SHAPES[0], False, 0)
     arrays = [jnp.asarray(a, dtype) for a in (diagonal, upper, values)]
     assert block_bidiagonal_solution(*arrays, 1e-15).dtype == dtype
+
+
+def test_shapes_are_checked():
+    diagonal, upper, values, _ = map(jnp.asarray, system(*SHAPES[1], False, 0))
+    with pytest.raises(ValueError, match="at most the 7 rows of diagonal, got 14"):
+        block_bidiagonal_solution(diagonal, jnp.tile(upper, (1, 7, 1)), values, 1e-15)
+    with pytest.raises(ValueError, match="at least 3 blocks, got 2"):
+        block_bidiagonal_solution(diagonal[:2], upper[:2], values[:2], 1e-15, cyclic=True)

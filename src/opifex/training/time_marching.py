@@ -449,9 +449,8 @@ class _Slabs:
             diagonal = jax.jacfwd(rows)(own, following, rest)
             where, _, _, is_joined = rest
             jumps = jax.jacfwd(self._jumps, argnums=1)(own, following, where, times, is_joined)
-            upper = jnp.zeros_like(diagonal).at[-len(jumps) :].set(jumps)
-            flat = (len(value), size * outputs)
-            return value, diagonal.reshape(flat), upper.reshape(flat)
+            flat = (-1, size * outputs)
+            return value, diagonal.reshape(flat), jumps.reshape(flat)
 
         following = jnp.roll(coefficients, -1, axis=0)
         value, diagonal, upper = jax.lax.map(linearized, (coefficients, following, fixed))

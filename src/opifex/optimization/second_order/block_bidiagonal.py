@@ -17,7 +17,7 @@ __all__ = ["block_bidiagonal_solution"]
 
 def block_bidiagonal_solution(
     diagonal: Float[Array, "blocks rows n"],
-    upper: Float[Array, "blocks rows n"],
+    upper: Float[Array, "blocks coupled n"],
     right_hand_side: Float[Array, "blocks rows"],
     regularization: float,
     *,
@@ -25,19 +25,24 @@ def block_bidiagonal_solution(
 ) -> Float[Array, "blocks n"]:
     r"""Minimise $\sum_s |D_s x_s + U_s x_{s+1} - b_s|^2 + \epsilon^2 |A|_F^2 \sum_s |x_s|^2$.
 
-    $A$ is the whole matrix. Each block is eliminated by one QR factorisation of at most
-    ``2 n + rows`` rows and ``2 n`` columns; if the last block is coupled to the first one, the
-    unknowns of the first are carried along as further columns, which doubles the work.
+    $A$ is the whole matrix. Rows that do not reach the next block are factored first, for each block
+    by itself. Then one block after the other is eliminated, by a QR factorisation of ``2 n + coupled``
+    rows and ``2 n`` columns; if the last block is coupled to the first one, the unknowns of the first
+    are carried along as ``n`` further columns.
 
     Args:
         diagonal: $D_s$.
-        upper: $U_s$; the last one is read in the cyclic case only.
+        upper: the last rows of $U_s$, the others are zero; the last block of it is read in the cyclic
+            case only.
         right_hand_side: $b_s$.
         regularization: $\epsilon$; at least the machine precision.
         cyclic: whether $x_{s+1}$ of the last block is the first.
 
     Returns:
         $x_s$.
+
+    Raises:
+        ValueError: if ``upper`` has more rows than ``diagonal``, or the cycle fewer than three blocks.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,49 +53,84 @@ def block_bidiagonal_solution(
         [4.0, 3.0, 2.0]
     """
     blocks, rows, size = diagonal.shape
+    coupled = upper.shape[1]
+    if coupled > rows:
+        raise ValueError(f"upper must have at most the {rows} rows of diagonal, got {coupled}")
+    if cyclic and blocks < 3:
+        raise ValueError(f"a cycle must have at least 3 blocks, got {blocks}")
+    if not cyclic:
+        upper = upper.at[-1].set(0.0)
     dtype = diagonal.dtype
-    last = upper[-1]
-    upper = upper.at[-1].set(0.0)
-    border = size if cyclic else 0
-    coupling = jnp.zeros((blocks, rows, border), dtype)
-    if cyclic:
-        # The unknowns of the first block become the border; in its place is a block without rows.
-        coupling = coupling.at[0].set(diagonal[0]).at[-1].set(last)
-        diagonal = diagonal.at[0].set(0.0)
-    norm = jnp.sqrt(jnp.sum(diagonal**2) + jnp.sum(upper**2) + jnp.sum(coupling**2))
+    norm = jnp.sqrt(jnp.sum(diagonal**2) + jnp.sum(upper**2))
     smallest = max(regularization, float(jnp.finfo(dtype).eps)) * norm
-    penalty = smallest * jnp.eye(size, 2 * size + border + 1, dtype=dtype)
+    own = _own_triangles(diagonal, right_hand_side, rows - coupled, smallest)
+    links = diagonal[:, rows - coupled :], upper, right_hand_side[:, rows - coupled :]
+    border = size if cyclic else 0
 
-    def eliminate(carried: Array, block: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
-        on_diagonal, above, at_border, values = block
-        gap = jnp.zeros((len(carried), size), dtype)
-        triangle = jnp.linalg.qr(
-            jnp.concatenate(
-                [
-                    jnp.concatenate([carried[:, :size], gap, carried[:, size:]], axis=1),
-                    jnp.concatenate([on_diagonal, above, at_border, values[:, None]], axis=1),
-                    penalty,
-                ]
-            ),
-            mode="r",
+    def eliminate(carried: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
+        """Of rows over [this block, border, values]; leaves rows over [the next, border, values]."""
+        triangle, here, following, at_border, values = block
+        stacked = jnp.concatenate(
+            [
+                _spread(carried[:, :size], size, carried[:, size:-1], carried[:, -1]),
+                _spread(triangle[:, :size], size, border, triangle[:, -1]),
+                jnp.concatenate([here, following, at_border, values[:, None]], axis=1),
+            ]
         )
-        own = triangle[:size]
-        rest = (own[:, size : 2 * size], own[:, 2 * size : -1], own[:, -1])
-        return triangle[size : 2 * size + border, size:], (own[:, :size], *rest)
+        factor = jnp.linalg.qr(stacked, mode="r")
+        return factor[size : 2 * size + border, size:], factor[:size]
 
-    start = jnp.zeros((size + border, size + border + 1), dtype)
-    carried, factors = jax.lax.scan(eliminate, start, (diagonal, upper, coupling, right_hand_side))
+    at_border = jnp.zeros((blocks, coupled, border), dtype)
+    if cyclic:
+        # The unknowns of the first block are the border; the chain begins with the second.
+        first = _first_of_a_cycle(own[0], *(part[0] for part in links))
+        at_border = at_border.at[-1].set(upper[-1])
+        links = (links[0], upper.at[-1].set(0.0), links[2])
+        chain = tuple(part[1:] for part in (own, links[0], links[1], at_border, links[2]))
+    else:
+        first = jnp.zeros((size, size + 1), dtype)
+        chain = (own, links[0], links[1], at_border, links[2])
+    carried, factors = jax.lax.scan(eliminate, first, chain)
     # What is left belongs to a block behind the last, which has no rows, and to the border.
-    behind = smallest * jnp.eye(size + border, size + border + 1, dtype=dtype)
+    behind = smallest * jnp.eye(size, size + border + 1, dtype=dtype)
     triangle = jnp.linalg.qr(jnp.concatenate([carried, behind]), mode="r")[: size + border]
     ends = jax.scipy.linalg.solve_triangular(triangle[:, :-1], triangle[:, -1])
-    following, first = ends[:size], ends[size:]
+    outside = ends[size:]
 
-    def substitute(following: Array, factor: tuple[Array, ...]) -> tuple[Array, Array]:
-        own, above, at_border, values = factor
-        values = values - above @ following - at_border @ first
-        solution = jax.scipy.linalg.solve_triangular(own, values)
+    def substitute(following: Array, factor: Array) -> tuple[Array, Array]:
+        known = jnp.concatenate([following, outside])
+        values = factor[:, -1] - factor[:, size:-1] @ known
+        solution = jax.scipy.linalg.solve_triangular(factor[:, :size], values)
         return solution, solution
 
-    _, solution = jax.lax.scan(substitute, following, factors, reverse=True)
-    return solution.at[0].set(first) if cyclic else solution
+    _, solution = jax.lax.scan(substitute, ends[:size], factors, reverse=True)
+    return jnp.concatenate([outside[None], solution]) if cyclic else solution
+
+
+def _own_triangles(diagonal: Array, right_hand_side: Array, count: int, smallest: Array) -> Array:
+    """Factors of the first rows of every block, regularised, shape (blocks, n, n + 1)."""
+    size = diagonal.shape[-1]
+    penalty = smallest * jnp.eye(size, size + 1, dtype=diagonal.dtype)
+
+    def factor(block: tuple[Array, Array]) -> Array:
+        matrix, values = block
+        rows = jnp.concatenate([matrix[:count], values[:count, None]], axis=1)
+        return jnp.linalg.qr(jnp.concatenate([rows, penalty]), mode="r")[:size]
+
+    return jax.lax.map(factor, (diagonal, right_hand_side))
+
+
+def _first_of_a_cycle(own: Array, here: Array, following: Array, values: Array) -> Array:
+    """Rows of the first block, over [the second, itself, values], as a triangle."""
+    size = here.shape[1]
+    inside = jnp.concatenate([jnp.zeros_like(own[:, :size]), own], axis=1)
+    link = jnp.concatenate([following, here, values[:, None]], axis=1)
+    below = jnp.zeros((size, 2 * size + 1), own.dtype)
+    return jnp.linalg.qr(jnp.concatenate([inside, link, below]), mode="r")[: 2 * size]
+
+
+def _spread(here: Array, gap: int, border: Array | int, values: Array) -> Array:
+    """Rows over [this block, border, values] as rows over [this block, the next, border, values]."""
+    zeros = jnp.zeros((len(here), gap), here.dtype)
+    at_border = jnp.zeros((len(here), border), here.dtype) if isinstance(border, int) else border
+    return jnp.concatenate([here, zeros, at_border, values[:, None]], axis=1)
