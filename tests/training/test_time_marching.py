@@ -209,6 +209,8 @@ def test_arguments_are_checked_before_anything_is_compiled():
         method.slabs(None, jnp.sin, domain, "periodic")
     with pytest.raises(TypeError, match="initial"):
         method.slabs(heat, 1.0, domain, "periodic")
+    with pytest.raises(ValueError, match="initial must hold at least the values"):
+        method.slabs(heat, (), domain, "periodic")
     with pytest.raises(TypeError, match="boundary"):
         method.slabs(heat, jnp.sin, domain, "open")
     with pytest.raises(ValueError, match="slabs must hold at least one"):

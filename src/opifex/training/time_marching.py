@@ -221,6 +221,8 @@ class TimeMarching:
         """The slabs, one by one, as they are solved; arguments and errors of `solve`."""
         start = tuple(initial) if isinstance(initial, Sequence) else (initial,)
         check_callable("equation", equation)
+        if not start:
+            raise ValueError("initial must hold at least the values, got an empty sequence")
         for function in start:
             check_callable("initial", function)
         if domain.dim != 2:
