@@ -145,6 +145,7 @@ def test_patches_take_more_features_and_no_other_patches():
     assert distance(fine(points), coarse(points)) < rounding(np.float32, operations=50)
 
 
+@pytest.mark.slow
 def test_patches_resolve_what_global_features_do_not():
     """Fifteen waves across the domain, with 200 features."""
 

@@ -237,6 +237,7 @@ def test_bad_config_is_named():
         HybridOptimizer({"learning_rate": 1e-3})
 
 
+@pytest.mark.slow
 def test_works_inside_a_cascade_and_its_memory_follows_the_parameters():
     x = jnp.linspace(-1.0, 1.0, 16)[:, None]
     targets = jnp.sin(3 * x)

@@ -78,6 +78,7 @@ def test_eigenvalues_never_exceed_the_trace(seed, decay, rank):
             assert np.sum(found) >= trace - allowed
 
 
+@pytest.mark.slow
 def test_preconditioner_saves_iterations_on_a_badly_conditioned_problem():
     with jax.enable_x64(True):
         matrix = jnp.asarray(matrix_with_eigenvalues(10.0 ** -np.linspace(0, 8, 60)))
@@ -128,6 +129,7 @@ def test_step_is_that_of_the_dense_solve(shape):
         assert distance(state.damping, 3e-4) <= rounding(np.float64)
 
 
+@pytest.mark.slow
 def test_step_on_a_network_is_that_of_the_dense_method():
     with jax.enable_x64(True):
         model = MLP(2, 1, (6,), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
@@ -165,6 +167,7 @@ def test_damping_rises_and_parameters_stay_after_a_failure():
         assert distance(state.damping, 1e-9) <= rounding(np.float64)
 
 
+@pytest.mark.slow
 def test_dense_on_the_coarse_level_and_matrix_free_on_the_fine_one():
     with jax.enable_x64(True):
         models = [MLP(2, 1, (n,), param_dtype=jnp.float64, rngs=nnx.Rngs(n)) for n in (4, 8)]

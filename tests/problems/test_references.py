@@ -227,6 +227,7 @@ def test_the_residual_of_the_trial_function_at_early_times(dtype):
             assert distance(found, limit) <= allowed + 20 * rho**2 * (t + np.sqrt(1e-4 * t))
 
 
+@pytest.mark.slow
 def test_a_widely_spread_kink_keeps_the_conditions():
     with jax.enable_x64(True):
         problem = AllenCahn(diffusivity=0.05)

@@ -89,6 +89,7 @@ def test_second_order_in_time():
     assert distance(solution(points), exact(points)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_system_of_two_equations():
     domain = Box((0.0, 0.0), (2 * np.pi, 1.0))
 

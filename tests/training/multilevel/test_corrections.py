@@ -385,6 +385,7 @@ def test_least_squares_solvers_are_refused_where_an_objective_has_a_linear_term(
         trainer.fit([TERM], (X,), cycle="v-cycle")
 
 
+@pytest.mark.slow
 def test_least_squares_solvers_smooth_the_finest_level_above_coherent_coarse_ones():
     with jax.enable_x64(True):
         adam = optax.adam(1e-2)

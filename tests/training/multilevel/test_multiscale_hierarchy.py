@@ -252,6 +252,7 @@ def corrections(history):
             yield before[-1], history.losses[transition.step]
 
 
+@pytest.mark.slow
 def test_cycles_over_bands_never_raise_the_loss_at_a_correction():
     trainer = CascadeTrainer(networks(), optax.adam(3e-3))
     points = jnp.asarray(X, jnp.float32)
@@ -269,6 +270,7 @@ def test_cycles_over_bands_never_raise_the_loss_at_a_correction():
     assert any(after < 0.99 * before for before, after in seen)
 
 
+@pytest.mark.slow
 def test_levenberg_marquardt_smooths_bands():
     with jax.enable_x64(True):
         trainer = CascadeTrainer(networks(jnp.float64)[1:], LevenbergMarquardt())
