@@ -339,8 +339,10 @@ class _Slabs:
 
     def is_tolerable(self, slab: TimeSlab, values: Array) -> bool:
         """Whether residuals are small next to the solution at the beginning and the end."""
-        size = max(np.abs(values).max(), np.abs(self.end_of(slab)(slab.nodes)).max())
-        return slab.residual < TOLERABLE * float(size) * self.duration / slab.length
+        # At the places of the initial values, for which the evaluation is compiled anyway.
+        after = self.initial_values(self.end_of(slab), slab.nodes)
+        size = max(float(jnp.abs(state).max()) for state in (values, after))
+        return slab.residual < TOLERABLE * size * self.duration / slab.length
 
     def solved(self, nodes: np.ndarray, start: float, length: float, values: Array) -> TimeSlab:
         """Gauss-Newton steps from the initial values, held for the whole slab."""
@@ -376,16 +378,17 @@ class _Slabs:
         functions = right[kept].T / singular[kept]
         return jnp.asarray(np.kron(functions, np.eye(self.features.output_dim)))
 
-    def _function(self, coefficients: Array, lower: Array, upper: Array) -> PointFunction:
-        """The solution on one element."""
+    def _function(self, coefficients: Array, ends: Array, times: Array) -> PointFunction:
+        """The solution on one element between two nodes and two times."""
+        lower, upper = jnp.stack([ends, times], axis=1)
         return lambda x: element_features(self.features, x, lower, upper) @ coefficients
 
     def _own_rows(
         self, coefficients: Array, ends: Array, times: Array, values: Array, at_ends: Array
     ) -> Array:
         """Equation, initial and boundary values of one element; ``ends`` are its nodes."""
-        lower, upper = jnp.stack([ends[0], times[0]]), jnp.stack([ends[1], times[1]])
-        u, length = self._function(coefficients, lower, upper), times[1] - times[0]
+        lower, upper = jnp.stack([ends, times], axis=1)
+        u, length = self._function(coefficients, ends, times), times[1] - times[0]
         at = lambda local: lower + (jnp.asarray(local, self.dtype) + 1) / 2 * (upper - lower)  # noqa: E731
         equation = length * _mean_rows(lambda x: self.equation(u, x), at(self.points))
         start = np.stack([self.places, np.full(INITIAL, -1.0)], axis=1)
@@ -404,10 +407,8 @@ class _Slabs:
         self, own: Array, following: Array, ends: Array, times: Array, joined: Array
     ) -> Array:
         """Between an element and the next one, derivatives scaled by the shorter length."""
-        first = self._function(own, jnp.stack([ends[0], times[0]]), jnp.stack([ends[1], times[1]]))
-        second = self._function(
-            following, jnp.stack([ends[1], times[0]]), jnp.stack([ends[2], times[1]])
-        )
+        first = self._function(own, ends[:2], times)
+        second = self._function(following, ends[1:], times)
         scale = jnp.minimum(ends[1] - ends[0], ends[2] - ends[1]) / 4
 
         def jump(time: Array) -> Array:
@@ -427,7 +428,7 @@ class _Slabs:
     ) -> tuple[Array, Array]:
         """Coefficients after a full step, and the mean over the elements of squared residuals there."""
         elements, size, outputs = coefficients.shape
-        times = jnp.stack([jnp.asarray(start, self.dtype), jnp.asarray(start + length, self.dtype)])
+        times = self._interval(start, length)
         # The element behind the last is the first, one period on.
         behind = nodes[-1:] + nodes[1:2] - nodes[:1]
         ends = jnp.stack([nodes[:-1], nodes[1:], jnp.append(nodes[2:], behind)], axis=1)
@@ -472,16 +473,13 @@ class _Slabs:
     def _at_end(
         self, coefficients: Array, nodes: Array, start: Array, length: Array, places: Array
     ) -> Array:
-        element = jnp.sum(nodes[1:-1] <= places[:, None], axis=1)
-        times = jnp.stack([jnp.asarray(start, self.dtype), jnp.asarray(start + length, self.dtype)])
+        times = self._interval(start, length)
+        u = SpaceTimeFeatures(self.features, times, nodes[None], coefficients[None])
+        points = jnp.stack([places, jnp.full_like(places, times[1])], axis=1)
+        return jax.lax.map(lambda x: self._time_derivatives(u, x), points, batch_size=256)
 
-        def at(place: Array, number: Array) -> Array:
-            lower = jnp.stack([nodes[number], times[0]])
-            upper = jnp.stack([nodes[number + 1], times[1]])
-            u = self._function(coefficients[number], lower, upper)
-            return self._time_derivatives(u, jnp.stack([place, times[1]]))
-
-        return jax.lax.map(lambda pair: at(*pair), (places, element), batch_size=256)
+    def _interval(self, start: Array, length: Array) -> Array:
+        return jnp.stack([jnp.asarray(time, self.dtype) for time in (start, start + length)])
 
 
 def _points(count: int) -> np.ndarray:

@@ -58,39 +58,42 @@ def block_bidiagonal_solution(
         raise ValueError(f"upper must have at most the {rows} rows of diagonal, got {coupled}")
     if cyclic and blocks < 3:
         raise ValueError(f"a cycle must have at least 3 blocks, got {blocks}")
-    if not cyclic:
-        upper = upper.at[-1].set(0.0)
-    dtype = diagonal.dtype
-    norm = jnp.sqrt(jnp.sum(diagonal**2) + jnp.sum(upper**2))
+    dtype, closing = diagonal.dtype, upper[-1] if cyclic else jnp.zeros_like(upper[-1])
+    upper = upper.at[-1].set(0.0)
+    norm = jnp.sqrt(jnp.sum(diagonal**2) + jnp.sum(upper**2) + jnp.sum(closing**2))
     smallest = max(regularization, float(jnp.finfo(dtype).eps)) * norm
     own = _own_triangles(diagonal, right_hand_side, rows - coupled, smallest)
-    links = diagonal[:, rows - coupled :], upper, right_hand_side[:, rows - coupled :]
+    here, values = diagonal[:, rows - coupled :], right_hand_side[:, rows - coupled :]
     border = size if cyclic else 0
+
+    def widened(matrix: Array, gap: int) -> Array:
+        """Rows with zeros behind the columns of this block."""
+        zeros = jnp.zeros((len(matrix), gap), dtype)
+        return jnp.concatenate([matrix[:, :size], zeros, matrix[:, size:]], axis=1)
 
     def eliminate(carried: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
         """Of rows over [this block, border, values]; leaves rows over [the next, border, values]."""
-        triangle, here, following, at_border, values = block
+        triangle, *link = block
         stacked = jnp.concatenate(
             [
-                _spread(carried[:, :size], size, carried[:, size:-1], carried[:, -1]),
-                _spread(triangle[:, :size], size, border, triangle[:, -1]),
-                jnp.concatenate([here, following, at_border, values[:, None]], axis=1),
+                widened(carried, size),
+                widened(triangle, size + border),
+                jnp.concatenate([*link[:-1], link[-1][:, None]], axis=1),
             ]
         )
         factor = jnp.linalg.qr(stacked, mode="r")
         return factor[size : 2 * size + border, size:], factor[:size]
 
     at_border = jnp.zeros((blocks, coupled, border), dtype)
+    chain = [own, here, upper, at_border, values]
     if cyclic:
         # The unknowns of the first block are the border; the chain begins with the second.
-        first = _first_of_a_cycle(own[0], *(part[0] for part in links))
-        at_border = at_border.at[-1].set(upper[-1])
-        links = (links[0], upper.at[-1].set(0.0), links[2])
-        chain = tuple(part[1:] for part in (own, links[0], links[1], at_border, links[2]))
+        first = _first_of_a_cycle(own[0], here[0], upper[0], values[0])
+        chain[3] = at_border.at[-1].set(closing)
+        chain = [part[1:] for part in chain]
     else:
         first = jnp.zeros((size, size + 1), dtype)
-        chain = (own, links[0], links[1], at_border, links[2])
-    carried, factors = jax.lax.scan(eliminate, first, chain)
+    carried, factors = jax.lax.scan(eliminate, first, tuple(chain))
     # What is left belongs to a block behind the last, which has no rows, and to the border.
     behind = smallest * jnp.eye(size, size + border + 1, dtype=dtype)
     triangle = jnp.linalg.qr(jnp.concatenate([carried, behind]), mode="r")[: size + border]
@@ -127,10 +130,3 @@ def _first_of_a_cycle(own: Array, here: Array, following: Array, values: Array) 
     link = jnp.concatenate([following, here, values[:, None]], axis=1)
     below = jnp.zeros((size, 2 * size + 1), own.dtype)
     return jnp.linalg.qr(jnp.concatenate([inside, link, below]), mode="r")[: 2 * size]
-
-
-def _spread(here: Array, gap: int, border: Array | int, values: Array) -> Array:
-    """Rows over [this block, border, values] as rows over [this block, the next, border, values]."""
-    zeros = jnp.zeros((len(here), gap), here.dtype)
-    at_border = jnp.zeros((len(here), border), here.dtype) if isinstance(border, int) else border
-    return jnp.concatenate([here, zeros, at_border, values[:, None]], axis=1)
