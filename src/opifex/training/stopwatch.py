@@ -5,8 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-__all__ = ["Stopwatch"]
+__all__ = ["Interval", "Stopwatch"]
+
+
+class Interval(NamedTuple):
+    """An uninterrupted stay in one account.
+
+    Attributes:
+        account: the account.
+        start: seconds charged to all accounts before.
+        end: seconds charged to all accounts by its end.
+    """
+
+    account: str
+    start: float
+    end: float
 
 
 class Stopwatch:
@@ -24,6 +39,7 @@ class Stopwatch:
         self._now = now
         self._open: list[str] = []
         self._since = 0.0
+        self._intervals: list[Interval] = []
 
     @contextmanager
     def charge(self, account: str) -> Iterator[None]:
@@ -40,8 +56,27 @@ class Stopwatch:
         now = self._now()
         if self._open:
             account = self._open[-1]
-            self.seconds[account] = self.seconds.get(account, 0.0) + now - self._since
+            passed = now - self._since
+            self.seconds[account] = self.seconds.get(account, 0.0) + passed
+            if passed > 0:
+                self._append(account, passed)
         self._since = now
+
+    def _append(self, account: str, passed: float) -> None:
+        start = end = self._intervals[-1].end if self._intervals else 0.0
+        if self._intervals and self._intervals[-1].account == account:
+            start = self._intervals.pop().start
+        self._intervals.append(Interval(account, start, end + passed))
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """What was charged when, in order and without gaps.
+
+        The time line is that of the accounts, which stands still outside of `charge`.
+        """
+        if self._open:
+            self._settle()
+        return tuple(self._intervals)
 
     @property
     def total(self) -> float:
