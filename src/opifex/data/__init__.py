@@ -1,4 +1,4 @@
-"""Data of operator learning: random fields, solvers that generate pairs, shipped data.
+"""Data of operator learning: random fields, solvers that generate pairs, shipped data, data files.
 
 The room may import `opifex.core`.
 """
@@ -8,16 +8,19 @@ from opifex.data.cache import default_cache_dir
 from opifex.data.darcy import DarcySmall, generate_darcy_data, load_darcy_small, solve_darcy
 from opifex.data.fields import FieldNormalizer, OperatorData
 from opifex.data.random_fields import gaussian_random_field
+from opifex.data.reading import Fields, read_fields
 
 __all__ = [
     "DarcySmall",
     "FieldNormalizer",
+    "Fields",
     "OperatorData",
     "default_cache_dir",
     "gaussian_random_field",
     "generate_burgers_operator_data",
     "generate_darcy_data",
     "load_darcy_small",
+    "read_fields",
     "solve_burgers",
     "solve_darcy",
 ]
