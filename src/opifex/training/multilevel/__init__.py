@@ -42,7 +42,7 @@ from opifex.training.multilevel.hierarchy import (
     create_network_hierarchy,
 )
 from opifex.training.multilevel.history import Evaluation, History, Stretch, Transition
-from opifex.training.multilevel.monitor import LevelProgress, Monitor
+from opifex.training.multilevel.monitor import LevelProgress, Monitor, Phase, RunObserver
 from opifex.training.multilevel.optimizer import (
     MultilevelAdam,
     MultilevelOptimizer,
@@ -115,11 +115,13 @@ __all__ = [
     "MultilevelOptimizer",
     "NonFiniteLossError",
     "OnTransition",
+    "Phase",
     "Resampled",
     "ResidualCorrection",
     "ResidualSpectrum",
     "ResolutionLevel",
     "Restrict",
+    "RunObserver",
     "ScheduleAdvice",
     "SecondMomentStart",
     "Smooth",

@@ -53,6 +53,7 @@ from opifex.training.multilevel.cycle import (
 from opifex.training.multilevel.data import Resampled
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.monitor import LevelProgress, Metrics, Monitor
+from opifex.training.multilevel.observation import Announcer, metric_values
 from opifex.training.multilevel.state import CoarseVisit, LevelState, RunState
 from opifex.training.multilevel.transfer import (
     Transfer,
@@ -209,12 +210,6 @@ def _trial_program(structure: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _metric_program(evaluate: Any, structure: Any) -> Any:
-    del structure
-    return jax.jit(lambda objective, params: plain(evaluate)(objective.model(params)))
-
-
-@lru_cache(maxsize=64)
 def _draw_program(draw: Any, structure: Any) -> Any:
     del structure
     return jax.jit(
@@ -257,7 +252,9 @@ class _Interpreter:
     stopped: bool = False
 
     def __post_init__(self) -> None:
+        self._announcer = Announcer(self.task.monitor, self.history)
         self._loops: dict[tuple[int, int], CompiledLoop] = {}
+        self._entered: set[tuple[int, int]] = set()
         self._not_ahead: set[tuple[int, int]] = set()
         self._all_traced = False
         self._seconds_per_step: dict[tuple[int, int], float] = {}
@@ -286,12 +283,15 @@ class _Interpreter:
 
     def run(self) -> None:
         """All moves in order."""
+        self._announcer.phase("compiling", self.state.level)
         with self.history.stopwatch.charge("transfer"):
             self._rehearse()
         if self.moves and not isinstance(self.moves[0], Enter):
             self._evaluate(0)
         for index, move in enumerate(self.moves):
             self.interruptible.check(self._kept())
+            if not isinstance(move, Smooth):
+                self._announcer.phase("transferring", move.level)
             match move:
                 case Smooth():
                     self._smooth(move, index)
@@ -477,6 +477,9 @@ class _Interpreter:
             return
         level, task, stopwatch = move.level, self.task, self.history.stopwatch
         owner = self._owner(level, self.state.level)
+        if (level, owner) not in self._entered:
+            self._entered.add((level, owner))
+            self._announcer.phase("compiling", level)
         with stopwatch.charge("compilation"):
             loop = self._loop(level, owner, self.state.levels)
             if task.compile_ahead:
@@ -511,6 +514,7 @@ class _Interpreter:
             if renew:
                 ends.append(done + renew - self._taken[level] % renew)
             steps = min(*ends, done + self._steps_per_call(level, owner)) - done
+            self._announcer.phase("training", level)
             before = stopwatch.read("training")
             with stopwatch.charge("training"):
                 new, values, healthy = loop.run(owned(place.loop), place.objective, steps)
@@ -548,7 +552,7 @@ class _Interpreter:
             done += steps
             self._seconds_per_step[level, owner] = seconds / steps
             leave = (done % interval == 0 or done == total) and self._observe(
-                move, done // per_epoch, np.concatenate(losses), per_epoch
+                index, done // per_epoch, np.concatenate(losses), per_epoch
             )
             self.interruptible.check(self._kept())
             if leave:
@@ -699,16 +703,16 @@ class _Interpreter:
         """Compute and record the metrics of the present model."""
         if self.task.evaluate is None:
             return
+        level = self.state.working_level
+        self._announcer.phase("evaluating", level)
         with self.history.stopwatch.charge("evaluation"):
-            objective, params = self._whole()
-            program = _metric_program(hashable(self.task.evaluate), objective.structure)
-            found = program(objective, params)
-            self._metrics = _named_metrics(found)
-            level = self.state.working_level
+            self._metrics = metric_values(self.task.evaluate, *self._whole())
             self.history.record_evaluation(level, epoch, self._metrics, cycle=cycle)
 
-    def _observe(self, move: Smooth, epoch: int, losses: np.ndarray, per_epoch: int) -> bool:
-        """Evaluate, tell the callbacks, ask the criterion; whether to leave the level."""
+    def _observe(self, index: int, epoch: int, losses: np.ndarray, per_epoch: int) -> bool:
+        """Evaluate, ask the criterion, tell callbacks and observers; whether to leave the level."""
+        move = self.moves[index]
+        assert isinstance(move, Smooth)
         self._evaluate(epoch, move.cycle)
 
         def model() -> nnx.Module:
@@ -727,12 +731,17 @@ class _Interpreter:
                 metrics=self._metrics,
                 get_model=model,
                 step_work=self.step_work,
+                step=self.history.num_steps,
+                work=self.history.work,
+                seconds=self.history.wall_seconds,
             )
             for callback in self.task.monitor.callbacks:
                 if callback(progress):
                     self.stopped = True
             stop = getattr(self.cycle, "stop", None)
-            return self.stopped or (stop is not None and stop.should_stop(progress))
+            leave = self.stopped or (stop is not None and stop.should_stop(progress))
+            self._announcer.progress(progress)
+            return leave
 
     # -- new points, new weights -------------------------------------------------------------
 
@@ -801,21 +810,6 @@ def _signature(level: LevelState) -> Any:
     leaves = (level.params, level.rest)
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(leaves)]
     return hashable(level.graphdef), jax.tree.structure(leaves), shapes
-
-
-def _named_metrics(found: Any) -> dict[str, float]:
-    named = found if isinstance(found, dict) else {"metric": found}
-    for name, value in named.items():
-        if value is None:
-            raise TypeError(
-                f"evaluate must return a scalar or a dictionary of scalars, got None for {name!r}"
-            )
-        if jnp.ndim(value) != 0:
-            raise ValueError(
-                f"evaluate must return a scalar or a dictionary of scalars, got shape "
-                f"{jnp.shape(value)} for {name!r}"
-            )
-    return {name: float(value) for name, value in named.items()}
 
 
 def _check_resampled(new: Any, old: tuple[Any, ...]) -> None:

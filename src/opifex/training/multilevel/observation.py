@@ -1,0 +1,87 @@
+"""What a run tells about itself while it goes on: phases, progress, metrics by name."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from opifex.training.multilevel.history import History
+from opifex.training.multilevel.monitor import LevelProgress, Metrics, Monitor, Phase
+from opifex.training.objective import Objective, hashable, plain
+
+__all__ = ["Announcer", "metric_name", "metric_values"]
+
+
+class Announcer:
+    """Tells the observers of a run what it does, each change once.
+
+    Args:
+        monitor: whose observers are told.
+        history: whose account of evaluations their time is charged to.
+    """
+
+    def __init__(self, monitor: Monitor, history: History) -> None:
+        self._observers = tuple(monitor.observers)
+        self._history = history
+        self._last: tuple[Phase, int] | None = None
+
+    def phase(self, phase: Phase, level: int) -> None:
+        """The run does something else from now on, see `RunObserver.on_phase`."""
+        if not self._observers or (phase, level) == self._last:
+            return
+        self._last = phase, level
+        with self._history.stopwatch.charge("evaluation"):
+            for observer in self._observers:
+                observer.on_phase(phase, level)
+
+    def progress(self, progress: LevelProgress) -> None:
+        """An evaluation interval has ended, see `RunObserver.on_progress`."""
+        with self._history.stopwatch.charge("evaluation"):
+            for observer in self._observers:
+                observer.on_progress(progress)
+
+
+def metric_name(evaluate: Metrics) -> str:
+    """The name of what a function measures: its own, or ``"metric"`` where it has none.
+
+    Args:
+        evaluate: the function; a ``lambda`` and an object that can be called have no name.
+    """
+    name = getattr(evaluate, "__name__", "")
+    return name if isinstance(name, str) and name.isidentifier() else "metric"
+
+
+@lru_cache(maxsize=64)
+def _metric_program(evaluate: Any, structure: Any) -> Any:
+    del structure  # bounds the life of the program, as in the compiled loop
+    return jax.jit(lambda objective, params: plain(evaluate)(objective.model(params)))
+
+
+def metric_values(evaluate: Metrics, objective: Objective, params: Any) -> dict[str, float]:
+    """The metrics of a model, by name.
+
+    Args:
+        evaluate: ``evaluate(model)``: a scalar, or a dictionary of scalars.
+        objective: knows the model, with all its other variables.
+        params: parameters of the model.
+
+    Raises:
+        TypeError: if a value is ``None``.
+        ValueError: if a value is no scalar.
+    """
+    found = _metric_program(hashable(evaluate), objective.structure)(objective, params)
+    named = found if isinstance(found, dict) else {metric_name(evaluate): found}
+    for name, value in named.items():
+        if value is None:
+            raise TypeError(
+                f"evaluate must return a scalar or a dictionary of scalars, got None for {name!r}"
+            )
+        if jnp.ndim(value) != 0:
+            raise ValueError(
+                f"evaluate must return a scalar or a dictionary of scalars, got shape "
+                f"{jnp.shape(value)} for {name!r}"
+            )
+    return {name: float(value) for name, value in named.items()}
