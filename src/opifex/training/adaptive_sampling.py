@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from opifex.core.checks import (
     check_callable,
@@ -25,7 +25,7 @@ from opifex.core.checks import (
 )
 from opifex.core.residuals import PointFunction, ResidualTerm
 
-__all__ = ["GrowingPoints", "RADSampler", "RARDSampler", "ResidualResampler"]
+__all__ = ["GrowingPoints", "RADSampler", "RARDSampler", "ResidualRefiner", "ResidualResampler"]
 
 
 @dataclass(frozen=True)
@@ -316,3 +316,107 @@ class ResidualResampler:
         residuals = self.term.evaluate(model, candidates)
         new = self.sampler.sample(candidates, residuals, points.shape[0], choose)
         return (*data[: self.index], new, *data[self.index + 1 :])
+
+
+@dataclass(frozen=True)
+class ResidualRefiner:
+    """Adds collocation points where a residual is large, while a level trains (RAR-D).
+
+    It is the ``draw`` of a `Resampled`. The arrays of a level keep their shape, so that the points need
+    room from the start: ``RARDSampler().start(points, capacity).points`` has it, in rows that repeat
+    earlier points and that new ones replace. Once no row repeats another the set stays as it is.
+
+    Attributes:
+        term: whose residual counts.
+        candidates: ``candidates(points, key)`` returning at least ``num_new`` points to choose from, of
+            the columns of ``points``.
+        num_new: how many points to add at a time; the last time fewer, if there is no room for more.
+        sampler: how to choose.
+        index: which entry of the data holds the points; the others stay.
+
+    Raises:
+        TypeError: if an attribute has the wrong type.
+        ValueError: if ``num_new`` is not positive or ``index`` is negative.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from opifex.problems import Poisson
+        >>> from opifex.training.adaptive_sampling import RARDSampler, ResidualRefiner
+        >>> def candidates(points, key):
+        ...     return jax.random.uniform(key, (500, 2))
+        >>> problem = Poisson()
+        >>> interior, boundary = problem.sample_points(jax.random.key(0), 50, 20)
+        >>> room = RARDSampler().start(interior, capacity=80).points
+        >>> draw = ResidualRefiner(problem.terms[0], candidates, num_new=20)
+        >>> new, _ = draw(lambda x: x[:1] ** 3, (room, boundary), jax.random.key(1))
+        >>> len(jnp.unique(room, axis=0)), len(jnp.unique(new, axis=0))
+        (50, 70)
+    """
+
+    term: ResidualTerm
+    candidates: Callable[[Float[Array, "n dim"], PRNGKeyArray], Float[Array, "many dim"]]
+    num_new: int = 10
+    sampler: RARDSampler = field(default_factory=RARDSampler)
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.term, ResidualTerm):
+            raise TypeError(f"term must be a ResidualTerm, got {self.term!r}")
+        check_callable("candidates", self.candidates)
+        check_positive_int("num_new", self.num_new)
+        if not isinstance(self.sampler, RARDSampler):
+            raise TypeError(f"sampler must be a RARDSampler, got {self.sampler!r}")
+        check_nonnegative_int("index", self.index)
+
+    def __call__(
+        self, model: PointFunction, data: tuple[Any, ...], key: PRNGKeyArray
+    ) -> tuple[Any, ...]:
+        """The data with new points in rows that repeated others.
+
+        Args:
+            model: the present model, a function of one point.
+            data: the present data.
+            key: random key.
+
+        Returns:
+            A tuple like ``data``.
+
+        Raises:
+            ValueError: if ``data`` has no entry ``index``, or there are fewer candidates than
+                ``num_new``.
+        """
+        if self.index >= len(data):
+            raise ValueError(
+                f"index must be below the {len(data)} entries of data, got {self.index}"
+            )
+        points = data[self.index]
+        draw, choose = jax.random.split(key)
+        candidates = self.candidates(points, draw)
+        if candidates.shape[0] < self.num_new:
+            raise ValueError(
+                f"candidates must return at least num_new={self.num_new} points to choose, got "
+                f"{candidates.shape[0]}"
+            )
+        residuals = self.term.evaluate(model, candidates)
+        chooser = RADSampler(self.sampler.k, self.sampler.c)
+        new = chooser.sample(candidates, residuals, self.num_new, choose)
+        # Where fewer rows repeat others, the fill value lies outside and those points are dropped.
+        rows = jnp.nonzero(repeats(points), size=self.num_new, fill_value=points.shape[0])[0]
+        refined = points.at[rows].set(new, mode="drop")
+        return (*data[: self.index], refined, *data[self.index + 1 :])
+
+
+def repeats(points: Float[Array, "n dim"]) -> Bool[Array, " n"]:
+    """Which rows equal an earlier one.
+
+    Args:
+        points: shape (n, dim).
+
+    Returns:
+        Shape (n,); the first of equal rows is not among them.
+    """
+    order = jnp.lexsort(points.T)  # stable: the first of equal rows comes first
+    ordered = points[order]
+    same = jnp.all(ordered[1:] == ordered[:-1], axis=1)
+    return jnp.zeros(points.shape[0], bool).at[order[1:]].set(same)
