@@ -182,7 +182,7 @@ def with_blocks(text: str) -> str:
 def pages() -> dict[Path, str]:
     """All pages with numbers in them, as the results say that they should be."""
     found = {PAGE: page()}
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         if path != PAGE:
             found[path] = with_blocks(path.read_text(encoding="utf-8"))
     return found

@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+SLOW = {"docs/methods/time_slabs.md"}
+"""Documents whose training takes more than about twenty seconds."""
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def with_blocks(path):
+    marks = [pytest.mark.slow] if name_of(path) in SLOW else []
+    return pytest.param(path, marks=marks, id=name_of(path))
 
 
 def blocks(path):
@@ -17,14 +29,18 @@ def blocks(path):
     ]
 
 
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p)], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [with_blocks(p) for p in DOCUMENTS if blocks(p)])
 def test_blocks_run(path):
     namespace = {}
     for line, code in blocks(path):
         exec(compile("\n" * (line - 1) + code, path.name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_slow_documents_exist():
+    assert {name_of(path) for path in DOCUMENTS} >= SLOW
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
