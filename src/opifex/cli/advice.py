@@ -1,0 +1,67 @@
+"""The schedule advisor on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from opifex.cli.errors import CommandError
+from opifex.cli.registry import make_optimizer
+from opifex.cli.settings import RunSettings
+from opifex.cli.task import build_task
+from opifex.cli.yaml_document import dump_yaml
+from opifex.training.multilevel import recommend_schedule
+
+__all__ = ["advise"]
+
+
+def advise(settings: RunSettings, budget: int, console: Console) -> str:
+    """Propose levels and epochs for a configuration, and print the reasons.
+
+    Args:
+        settings: the configuration.
+        budget: work units to spend.
+        console: where to print.
+
+    Returns:
+        YAML with what to change in the configuration.
+
+    Raises:
+        CommandError: if there is no advice for such a configuration.
+    """
+    with jax.enable_x64(settings.precision == "float64"):
+        task = build_task(settings)
+        given = task.settings.problem
+        if given is not None and given.conditions == "hard":
+            raise CommandError("there is advice for conditions: soft only, and this is hard")
+        if task.samples is not None and task.settings.hierarchy.kind == "network":
+            raise CommandError("there is no advice for tables: their samples have no frequencies")
+        models = task.make_models(0)
+        optimizer: Any = make_optimizer(task.settings.optimizer, [1] * len(models))
+        source: Any = task.problem
+        if task.samples is not None:
+            inputs, outputs = task.samples.inputs, task.samples.outputs
+            if task.scaling is not None:
+                inputs = task.scaling.inputs.normalize(inputs)
+            source = (inputs.astype(settings.precision), outputs.astype(settings.precision))
+        try:
+            advice = recommend_schedule(
+                source,
+                models[-1],
+                budget,
+                factor=1 / task.settings.hierarchy.coarsening,
+                batch_size=task.settings.batch_size,
+                num_points=given.interior_points if given is not None else 1000,
+                optimizer=optimizer.smoother_at(0),
+                verbose=False,
+            )
+        except (TypeError, ValueError) as error:
+            raise CommandError(str(error)) from error
+    advice.print(console)
+    changes = {
+        "hierarchy": {"sizes": [list(size) for size in advice.sizes]},
+        "epochs": [advice.config.epochs(level) for level in range(advice.config.num_levels)],
+    }
+    return dump_yaml(changes)

@@ -1,0 +1,122 @@
+"""Rows as CSV, written as they come, and as Parquet, written at the end."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+from opifex.core.optional import optional_module
+from opifex.loggers.protocol import Outcome, Row, RunInfo
+
+__all__ = ["TableLogger", "read_rows"]
+
+
+class TableLogger:
+    """Writes ``<stem>.csv`` row by row, and ``<stem>.parquet`` with the same columns at the end.
+
+    The CSV file is flushed after every row, so that a run that is killed leaves all rows behind. A
+    column that appears later is empty in earlier rows. Parquet needs the extra ``cli`` (PyArrow).
+
+    Args:
+        folder: where; it is made if it is missing.
+        stem: name of the files without ending.
+        keep_until: go on with the rows that are there up to this step, instead of replacing all.
+        parquet: write the Parquet file.
+
+    Raises:
+        ImportError: at once, if ``parquet`` is asked for and PyArrow is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from opifex.loggers import RunInfo, TableLogger
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     logger = TableLogger(folder, parquet=False)
+        ...     logger.open(RunInfo("example"))
+        ...     logger.log(10, {"step": 10, "loss": 0.5})
+        ...     logger.close("finished")
+        ...     print(Path(folder, "metrics.csv").read_text(encoding="utf-8").split())
+        ['step,loss', '10,0.5']
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        stem: str = "metrics",
+        keep_until: int | None = None,
+        parquet: bool = True,
+    ) -> None:
+        self._csv = Path(folder) / f"{stem}.csv"
+        self._parquet = Path(folder) / f"{stem}.parquet" if parquet else None
+        if parquet:
+            optional_module("pyarrow", "cli", "writing Parquet")
+        self._keep_until = keep_until
+        self._rows: list[dict[str, float]] = []
+        self._columns: list[str] = []
+
+    def open(self, info: RunInfo) -> None:
+        """Make the folder, and take up what is there or begin afresh."""
+        del info
+        self._csv.parent.mkdir(parents=True, exist_ok=True)
+        self._rows = []
+        if self._keep_until is not None and self._csv.exists():
+            kept = read_rows(self._csv)
+            self._rows = [row for row in kept if row.get("step", 0) <= self._keep_until]
+        self._columns = _columns(self._rows)
+        self._rewrite()
+
+    def log(self, step: int, row: Row) -> None:
+        """Append a row."""
+        del step
+        self._rows.append(dict(row))
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite()
+            return
+        with self._csv.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(self._rows[-1])
+
+    def close(self, outcome: Outcome) -> None:
+        """Write the Parquet file."""
+        del outcome
+        if self._parquet is None:
+            return
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {name: [row.get(name) for row in self._rows] for name in self._columns}
+        pyarrow.parquet.write_table(pyarrow.table(columns), self._parquet)
+
+    def _rewrite(self) -> None:
+        with self._csv.open("w", newline="", encoding="utf-8") as file:
+            if self._columns:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows(self._rows)
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The rows of a CSV file of numbers; empty fields are left out.
+
+    Args:
+        path: the file, with a header.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return [
+            {name: _number(text) for name, text in row.items() if text}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _number(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _columns(rows: list[dict[str, float]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
