@@ -8,7 +8,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
-SLOW = {"docs/methods/time_slabs.md"}
+SLOW = {
+    "docs/methods/time_slabs.md",
+    "docs/tutorials/darcy.md",
+    "docs/tutorials/own_equation.md",
+}
 """Documents whose training takes more than about twenty seconds."""
 
 
