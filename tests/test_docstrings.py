@@ -21,12 +21,15 @@ ROOMS = [
     "opifex.data",
     "opifex.optimization",
     "opifex.optimization.second_order",
+    "opifex.storage",
     "opifex.training.multilevel",
     "opifex.viz",
 ]
 
 WITH_EXAMPLE = {
     "opifex.core": ["ResidualTerm"],
+    "opifex.data": ["read_fields"],
+    "opifex.storage": ["export_function", "save_model"],
     "opifex.core.physics": ["GradNormBalancer", "directional_derivatives"],
     "opifex.models": ["FNO", "MLP", "TrialFunction"],
     "opifex.optimization": ["scale_by_age_corrected_adam"],

@@ -168,7 +168,7 @@ class RandomFeatures(nnx.Module):
         self.biases = FrozenVariable(
             -jnp.sum(jnp.asarray(middle, param_dtype) * weights + scaled * centres, axis=0)
         )
-        self._bounds = tuple(map(tuple, bounds.tolist()))
+        self._bounds: tuple[Interval, ...] = tuple((low, high) for low, high in bounds.tolist())
         self.output = nnx.Linear(
             num_features,
             output_dim,
@@ -176,6 +176,11 @@ class RandomFeatures(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
+
+    @property
+    def domain(self) -> tuple[Interval, ...]:
+        """Lower and upper bound of every input."""
+        return self._bounds
 
     def __call__(
         self, x: Real[Array | np.ndarray, "*batch inputs"]

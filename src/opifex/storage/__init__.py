@@ -1,0 +1,9 @@
+"""Trained models on disk: saved with what rebuilds them, or exported to run without this library.
+
+The room may import `opifex.core` and `opifex.models`.
+"""
+
+from opifex.storage.saved_model import load_model, save_model
+from opifex.storage.serving import export_function, load_function
+
+__all__ = ["export_function", "load_function", "load_model", "save_model"]
