@@ -9,6 +9,10 @@ says about itself is checked by the tests.
 This file imports none of them: ``import opifex`` is cheap, and names come from their rooms.
 """
 
+from opifex_multilevel import warn_of_namesake
+
 __version__ = "0.1.0"
 
 __all__ = ["__version__"]
+
+warn_of_namesake()
