@@ -326,7 +326,8 @@ def test_step_with_a_gradient_of_another_level() -> None:
         ({"data": ("text",)}, TypeError, "data must hold arrays of numbers"),
         ({"data": [(), (), ()]}, ValueError, r"data must have one tuple per level \(2\)"),
         ({"epochs": [1]}, ValueError, r"epochs must have one entry per level \(2\)"),
-        ({"epochs": [1, 0]}, ValueError, r"epochs\[1\] must be at least 1"),
+        ({"epochs": [1, -1]}, ValueError, r"epochs\[1\] must be at least 0"),
+        ({"epochs": [0, 0]}, ValueError, "epochs must hold a positive number for a level from 0"),
         ({"epochs": 100}, TypeError, "epochs must be a sequence"),
         ({"batch_size": 0, "data": (jnp.ones(3),)}, ValueError, "batch_size must be at least 1"),
         ({"batch_size": 2.0, "data": (jnp.ones(3),)}, TypeError, "batch_size must be an integer"),
@@ -398,7 +399,7 @@ def test_transfers_that_return_something_else(
 def test_fit_leaves_the_trainer_usable_after_a_refusal() -> None:
     subject = trainer()
     with pytest.raises(ValueError, match="epochs"):
-        subject.fit(loss, epochs=[0, 1])
+        subject.fit(loss, epochs=[1, 2, 3])
     subject.fit(loss)
     assert subject.is_at_finest
 

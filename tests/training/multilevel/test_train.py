@@ -162,7 +162,7 @@ def test_an_error_on_a_coarse_level_of_a_cycle_keeps_the_finest(cycle: Any, erro
     assert_same(params_of(run.model), before)
     # The objective is the user's again: the recorded loss is the loss.
     expected = float(loss(run.model, X, Y))
-    new = run.fit(loss, (X, Y), epochs=[1, 1])
+    new = run.fit(loss, (X, Y), epochs=[1])
     assert new.losses[-1] == pytest.approx(expected, rel=rounding(np.float32, operations=64))
 
 
@@ -178,7 +178,7 @@ def test_an_interrupt_waits_for_the_steps_under_way_and_says_what_is_kept() -> N
         run.fit(count_up, epochs=[5, 100], monitor=Monitor(2, [press_ctrl_c]))
     assert float(run.model.count[...]) == 9.0 == run.history.num_steps
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    run.fit(count_up, epochs=[1, 3])
+    run.fit(count_up, epochs=[3])
     assert float(run.model.count[...]) == 12.0
 
 
@@ -191,7 +191,7 @@ def test_an_error_before_the_first_step_leaves_the_trainer_as_it_was() -> None:
         raise OwnError
 
     with pytest.raises(OwnError):
-        run.fit(broken, (X, Y))
+        run.fit(broken, (X, Y), epochs=[1])
     assert_same(params_of(run.model), before[0])
     assert_same(jax.tree.leaves(run.optimizer.state), before[1])
 
@@ -720,7 +720,8 @@ def test_a_second_call_traces_nothing() -> None:
         run.fit(counted, (X, Y), epochs=[20, 20], cycle=cycle, evaluate=metric)
     found = len(traces), len(metric_traces)
     for cycle in ("cascade", VCycle(cycles=2), FullMultigrid(cycles=1)):
-        run.fit(counted, (X, Y), epochs=[30, 30], cycle=cycle, evaluate=metric)
+        epochs = [30] if cycle == "cascade" else [30, 30]
+        run.fit(counted, (X, Y), epochs=epochs, cycle=cycle, evaluate=metric)
     assert (len(traces), len(metric_traces)) == found
 
 

@@ -11,6 +11,10 @@ The room may import `opifex.core`, `opifex.models`, `opifex.problems`, `opifex.d
 `opifex.optimization` and the rest of `opifex.training`; never `opifex.viz`.
 """
 
+from opifex_multilevel import require_own_package
+
+require_own_package()  # before the first import that fails where another package is mixed with this one
+
 from opifex.optimization import (
     AgeCorrectedAdamState,
     scale_by_age_corrected_adam,
@@ -50,6 +54,7 @@ from opifex.training.multilevel.optimizer import (
 )
 from opifex.training.multilevel.staged_fit import Stage, fit_in_stages, sine_network
 from opifex.training.multilevel.stopping import (
+    EarlyStopping,
     ExplainedSpectrum,
     FixedEpochs,
     LossPlateau,
@@ -97,6 +102,7 @@ __all__ = [
     "CascadeTrainer",
     "Correct",
     "Cycle",
+    "EarlyStopping",
     "Enter",
     "Evaluation",
     "ExplainedSpectrum",

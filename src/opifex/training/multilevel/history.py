@@ -293,6 +293,23 @@ class History:
         return self._steps
 
     @property
+    def num_calls(self) -> int:
+        """Calls of ``fit`` so far."""
+        return len(self._units)
+
+    def epochs(self, level: int) -> float:
+        """Epochs that a level was trained on its own objective, in all calls of ``fit``.
+
+        Args:
+            level: the level; 0 is the coarsest.
+        """
+        return sum(
+            len(stretch.losses) / stretch.steps_per_epoch
+            for stretch in self._stretches
+            if (stretch.level, stretch.objective) == (level, "own")
+        )
+
+    @property
     def step_work(self) -> dict[int, float]:
         """Level to the latest cost of one of its steps, in steps of the finest level."""
         return {s.level: s.operations / self._units[s.call] for s in self._stretches}

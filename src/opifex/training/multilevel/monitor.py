@@ -39,6 +39,7 @@ class LevelProgress:
         step: steps taken by the trainer so far, on all levels and in all calls of ``fit``.
         work: work units spent on them (steps of the finest level).
         seconds: seconds spent in ``fit`` so far, all accounts of the history together.
+        call: number of the present call of ``fit``, from one on.
         steps_per_second: how fast the latest steps were, ``None`` where that is not known.
         seconds_left: estimate of the training seconds that the planned epochs of this and of all
             later levels still take, ``None`` where there is no ground for one.
@@ -64,6 +65,7 @@ class LevelProgress:
     step: int = 0
     work: float = 0.0
     seconds: float = 0.0
+    call: int = 1
     steps_per_second: float | None = None
     seconds_left: float | None = None
     correcting: bool = False

@@ -223,6 +223,53 @@ def _balance_program(method: Any, structure: Any) -> Any:
     return jax.jit(plain(method).update)
 
 
+class Snapshot(NamedTuple):
+    """Where a level stands: what a callback may set it back to.
+
+    Attributes:
+        params: trainable parameters.
+        rest: all other variables.
+        smoother: state of the smoother.
+    """
+
+    params: Any
+    rest: Any
+    smoother: Any
+
+
+@dataclass
+class _Requests:
+    """What callbacks ask for while they are called.
+
+    Attributes:
+        restored: where the level is to be set back to, or ``None``.
+        end_level: whether the level is to end.
+    """
+
+    restored: Snapshot | None = None
+    end_level: bool = False
+
+    def restore(self, snapshot: Any) -> None:
+        if not isinstance(snapshot, Snapshot):
+            raise TypeError(f"snapshot must come from progress.snapshot(), got {snapshot!r}")
+        self.restored = snapshot
+
+    def leave(self) -> None:
+        self.end_level = True
+
+
+class _Observed(NamedTuple):
+    """What came of looking in.
+
+    Attributes:
+        leave: whether to leave the level.
+        restored: where the level was set back to, or ``None``.
+    """
+
+    leave: bool
+    restored: Snapshot | None
+
+
 class _Place(NamedTuple):
     """Where the smoothing of a level stands.
 
@@ -551,12 +598,15 @@ class _Interpreter:
             self._last_loss = float(values[-1])
             done += steps
             self._seconds_per_step[level, owner] = seconds / steps
-            leave = (done % interval == 0 or done == total) and self._observe(
-                index, done // per_epoch, np.concatenate(losses), per_epoch
-            )
+            if done % interval == 0 or done == total:
+                seen = self._observe(index, done // per_epoch, np.concatenate(losses), per_epoch)
+                if seen.restored is not None:
+                    place = place._replace(loop=current._replace(**seen.restored._asdict()))
+                    previous = None  # the next step does not follow the one before
+                if seen.leave:
+                    self.interruptible.check(self._kept())
+                    return
             self.interruptible.check(self._kept())
-            if leave:
-                return
 
     def _steps_per_call(self, level: int, owner: int) -> int:
         # One step tells how long steps take; it is one until then.
@@ -709,39 +759,103 @@ class _Interpreter:
             self._metrics = metric_values(self.task.evaluate, *self._whole())
             self.history.record_evaluation(level, epoch, self._metrics, cycle=cycle)
 
-    def _observe(self, index: int, epoch: int, losses: np.ndarray, per_epoch: int) -> bool:
-        """Evaluate, ask the criterion, tell callbacks and observers; whether to leave the level."""
+    def _observe(self, index: int, epoch: int, losses: np.ndarray, per_epoch: int) -> _Observed:
+        """Evaluate, ask the criterion, tell callbacks and observers."""
         move = self.moves[index]
         assert isinstance(move, Smooth)
         self._evaluate(epoch, move.cycle)
+
+        requests = _Requests()
+        with self.history.stopwatch.charge("evaluation"):
+            progress = self._progress(index, epoch, losses, per_epoch, requests)
+            stop = getattr(self.cycle, "stop", None)
+            if stop is not None and stop.should_stop(progress):
+                requests.end_level = True
+                progress = replace(progress, last=self._is_last_stay(index))
+            for callback in self.task.monitor.callbacks:
+                if callback(progress):
+                    self.stopped = True
+            self._announcer.progress(progress)
+        if requests.restored is not None:
+            self.keep(self._moved(**requests.restored._asdict()))
+            self._evaluate(epoch, move.cycle)
+        return _Observed(self.stopped or requests.end_level, requests.restored)
+
+    def _progress(
+        self, index: int, epoch: int, losses: np.ndarray, per_epoch: int, requests: _Requests
+    ) -> LevelProgress:
+        """Where the run stands, with what callbacks may do about it."""
+        move = self.moves[index]
+        assert isinstance(move, Smooth)
+        level, owner = move.level, self._owner(move.level, self.state.level)
+        seconds = self._seconds_per_step[level, owner]
 
         def model() -> nnx.Module:
             objective, params = self._whole()
             return objective.model(params)
 
-        with self.history.stopwatch.charge("evaluation"):
-            progress = LevelProgress(
-                level=move.level,
-                num_levels=self.num_levels,
-                cycle=move.cycle,
-                epoch=epoch,
-                max_epochs=move.epochs,
-                losses=losses,
-                steps_per_epoch=per_epoch,
-                metrics=self._metrics,
-                get_model=model,
-                step_work=self.step_work,
-                step=self.history.num_steps,
-                work=self.history.work,
-                seconds=self.history.wall_seconds,
-            )
-            for callback in self.task.monitor.callbacks:
-                if callback(progress):
-                    self.stopped = True
-            stop = getattr(self.cycle, "stop", None)
-            leave = self.stopped or (stop is not None and stop.should_stop(progress))
-            self._announcer.progress(progress)
-            return leave
+        def snapshot() -> Snapshot:
+            _, params, rest = self._position()
+            return Snapshot(params, rest, self.state.levels[level].smoother)
+
+        return LevelProgress(
+            level=level,
+            num_levels=self.num_levels,
+            cycle=move.cycle,
+            epoch=epoch,
+            max_epochs=move.epochs,
+            losses=losses,
+            steps_per_epoch=per_epoch,
+            metrics=self._metrics,
+            get_model=model,
+            step_work=self.step_work,
+            step=self.history.num_steps,
+            work=self.history.work,
+            seconds=self.history.wall_seconds,
+            call=self.history.num_calls,
+            steps_per_second=1 / seconds if seconds > 0 else None,
+            seconds_left=self._seconds_left(index, move.epochs - epoch),
+            correcting=bool(self.state.visits),
+            last=epoch == move.epochs and self._is_last_stay(index),
+            snapshot=snapshot,
+            restore=requests.restore,
+            end_level=requests.leave,
+        )
+
+    def _is_last_stay(self, index: int) -> bool:
+        """Whether no later move changes the model of the level that the user stands on."""
+        if self.state.visits:
+            return False
+        for move in self.moves[index + 1 :]:
+            if isinstance(move, Enter | Interpolate):
+                return True
+            if isinstance(move, Correct) or (isinstance(move, Smooth) and move.epochs):
+                return False
+        return True
+
+    def _seconds_left(self, index: int, epochs: int) -> float:
+        """Seconds of the planned steps, from those of the present level and the price of a step."""
+        here = self.moves[index].level
+        user_level = self.state.level
+        known = here, self._owner(here, user_level)
+        left = 0.0
+        for number, move in enumerate(self.moves[index:]):
+            if isinstance(move, Enter | Interpolate):
+                user_level = move.level
+            if not isinstance(move, Smooth):
+                continue
+            key = move.level, self._owner(move.level, user_level)
+            seconds = self._seconds_per_step.get(key)
+            if seconds is None:
+                counted = key in self._loops
+                prices = [
+                    self._operations(*pair) if counted else self._size(pair[0])
+                    for pair in (key, known)
+                ]
+                seconds = self._seconds_per_step[known] * prices[0] / prices[1]
+            steps = steps_per_epoch(self.state.data[key[1]], self.task.batch_size)
+            left += seconds * steps * (move.epochs if number else epochs)
+        return left
 
     # -- new points, new weights -------------------------------------------------------------
 

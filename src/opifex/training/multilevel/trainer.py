@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from opifex.core.checks import check_callable, check_key, check_positive_int, check_sequence
+from opifex.core.checks import check_callable, check_key
 from opifex.training.balancing import Balanced
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Cycle, as_cycle, check_moves
@@ -18,7 +18,8 @@ from opifex.training.multilevel.hierarchy import create_network_hierarchy
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.monitor import Metrics, Monitor
 from opifex.training.multilevel.optimizer import MultilevelAdam, MultilevelOptimizer
-from opifex.training.multilevel.progress import progress_bar
+from opifex.training.multilevel.plan import planned_epochs
+from opifex.training.multilevel.progress import progress_display
 from opifex.training.multilevel.state import LevelState, RunState
 from opifex.training.multilevel.train import Task, interpolated, train
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
@@ -259,7 +260,11 @@ class CascadeTrainer:
             data: a tuple of arrays for all levels; or a list with one tuple per level, or a
                 function from the level to its tuple, for coarser data on coarser levels; or any of
                 these in a `Resampled`, which draws them anew.
-            epochs: epochs per level, coarsest first; the default comes from ``config``.
+            epochs: epochs per level, coarsest first, or from the present level on; zero skips a
+                level. By default what is left of the epochs that ``config`` plans: all of them in a
+                first call, the rest after an interrupt. A cycle that visits coarser levels to
+                correct finer ones needs an entry for every level, and by default does its whole
+                plan in every call.
             batch_size: samples per step, drawn in a fresh random order each epoch. ``None`` uses
                 all data at every step, so that an epoch is one step.
             cycle: order of the levels: ``"cascade"``, ``"v-cycle"``, ``"w-cycle"``,
@@ -269,14 +274,14 @@ class CascadeTrainer:
                 with its own stream, which starts from ``jax.random.key(0)``, so that two calls equal
                 one of their joint length.
             evaluate: ``evaluate(model)`` returning a scalar or a dictionary of scalars; compiled.
-            monitor: when to evaluate, callbacks, progress bar.
+            monitor: when to evaluate, callbacks, observers, progress on the screen.
 
         Returns:
             The history of this and all earlier calls.
 
         Raises:
             TypeError: if an argument has the wrong type.
-            ValueError: if a value is out of range.
+            ValueError: if a value is out of range, or by default nothing is left to train.
             NonFiniteLossError: if training diverges.
             TransferError: if a transfer does not keep the function that it promises to keep.
 
@@ -307,10 +312,11 @@ class CascadeTrainer:
         if order.coarse == "rediscretised":
             _check_same_data(batch_size, resampled)
         start = self.current_level
-        moves = list(order.moves(self.num_levels, start, self._plan_epochs(epochs, order)))
+        planned = planned_epochs(epochs, order, start, self.config, self.history)
+        moves = list(order.moves(self.num_levels, start, planned))
         check_moves(moves, self.num_levels, start)
         other = self.history.stopwatch.charge("other")
-        with other, progress_bar(monitor or Monitor(), self.num_levels) as watched:
+        with other, progress_display(monitor or Monitor(), self.num_levels) as watched:
             given: Any = resampled.data if resampled else data
             arrays = data_per_level(given, self.num_levels, batch_size)
             task = Task(
@@ -366,18 +372,6 @@ class CascadeTrainer:
         self._smoothers = [reached.smoother for reached in state.levels]
         self._balances = [reached.balance for reached in state.levels]
         self.optimizer.restore(self.model, self._smoothers[self._level], self._level)
-
-    def _plan_epochs(self, epochs: Sequence[int] | None, cycle: Cycle) -> list[int] | None:
-        if epochs is None:
-            if getattr(cycle, "says_epochs", False):
-                return None
-            return [self.config.epochs(level) for level in range(self.num_levels)]
-        check_sequence("epochs", epochs)
-        if len(epochs) != self.num_levels:
-            raise ValueError(
-                f"epochs must have one entry per level ({self.num_levels}), got {list(epochs)}"
-            )
-        return [check_positive_int(f"epochs[{i}]", n) for i, n in enumerate(epochs)]
 
 
 def _check_same_data(batch_size: int | None, resampled: Resampled | None) -> None:

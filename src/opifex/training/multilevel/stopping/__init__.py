@@ -2,7 +2,8 @@
 
 `criteria` holds the protocol and what can be decided from the losses alone; `residual_spectrum`
 uses the frequencies of what is left to learn, `explained_spectrum` at those in the weights of
-Fourier layers. A criterion of your own is a class with one method::
+Fourier layers. `early_stopping` is a callback: it can end the run too, and restore the best model. A
+criterion of your own is a class with one method::
 
     class BelowThreshold:
         def should_stop(self, progress: LevelProgress) -> bool:
@@ -18,6 +19,7 @@ from opifex.training.multilevel.stopping.criteria import (
     StoppingCriterion,
     WorkOptimal,
 )
+from opifex.training.multilevel.stopping.early_stopping import EarlyStopping
 from opifex.training.multilevel.stopping.explained_spectrum import (
     ExplainedSpectrum,
     frequency_strengths,
@@ -25,6 +27,7 @@ from opifex.training.multilevel.stopping.explained_spectrum import (
 from opifex.training.multilevel.stopping.residual_spectrum import ResidualSpectrum
 
 __all__ = [
+    "EarlyStopping",
     "ExplainedSpectrum",
     "FixedEpochs",
     "LossPlateau",
