@@ -75,7 +75,7 @@ def _errors_for_people() -> Iterator[None]:
         typer.echo(f"interrupted: the state is saved; {interrupt}", err=True)
         raise typer.Exit(INTERRUPTED) from interrupt
     except KeyboardInterrupt as interrupt:
-        typer.echo("interrupted before anything was trained", err=True)
+        typer.echo("interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from interrupt
 
 

@@ -20,7 +20,15 @@ from opifex.cli.recorded_history import history_from_record, history_record
 from opifex.training.multilevel import CascadeTrainer, History
 from opifex.training.objective import split_model
 
-__all__ = ["Position", "Variables", "load_history", "read_position", "restore", "save_state"]
+__all__ = [
+    "Position",
+    "Variables",
+    "has_state",
+    "load_history",
+    "read_position",
+    "restore",
+    "save_state",
+]
 
 
 @dataclass(frozen=True)
@@ -93,11 +101,23 @@ def _parts(variables: Variables) -> dict[str, Any]:
     return {"params": variables.params, "rest": variables.rest, "smoother": variables.smoother}
 
 
-def _existing(folder: Path) -> Path:
+def has_state(folder: Path) -> bool:
+    """Whether there is a saved state."""
+    return _complete(folder) is not None
+
+
+def _complete(folder: Path) -> Path | None:
     """The complete state: a crash between two renames leaves it under the name of the old one."""
     for candidate in (folder, folder.with_name(f"{folder.name}.old")):
         if (candidate / "position.json").exists():
             return candidate
+    return None
+
+
+def _existing(folder: Path) -> Path:
+    found = _complete(folder)
+    if found is not None:
+        return found
     raise CommandError(
         f"{folder.parent} holds no saved state: the run ended before its first evaluation; "
         "start it again with opifex-multilevel run"

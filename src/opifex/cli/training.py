@@ -22,7 +22,14 @@ from opifex.cli.model_files import write_model
 from opifex.cli.outputs import write_tables
 from opifex.cli.registry import make_cycle, make_optimizer
 from opifex.cli.run_folder import RunFolder, versions
-from opifex.cli.saved_state import Position, Variables, read_position, restore, save_state
+from opifex.cli.saved_state import (
+    Position,
+    Variables,
+    has_state,
+    read_position,
+    restore,
+    save_state,
+)
 from opifex.cli.settings import RunSettings
 from opifex.cli.task import ERROR, TrainingTask, build_task, held_out_rows
 from opifex.cli.yaml_document import YamlDocument, dump_yaml, read_yaml
@@ -184,6 +191,9 @@ class _Saver:
     saved_at: float = 0.0
     cost: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.calls_before = self.history.num_calls
+
     def __call__(self, progress: LevelProgress) -> None:
         # In the middle of a correction there is nothing whole to go on from.
         if progress.correcting:
@@ -203,7 +213,8 @@ class _Saver:
         done = np.zeros(self.num_levels)
         for stretch in self.history.stretches:
             done[stretch.level] += len(stretch.losses) / stretch.steps_per_epoch
-        present = self.history.stretches[-1].cycle if self.history.stretches else 0
+        ours = [s.cycle for s in self.history.stretches if s.call >= self.calls_before]
+        present = ours[-1] if ours else 0
         cycles = max(0, present - (0 if complete else 1))
         return Position(
             level=level,
@@ -231,33 +242,30 @@ def _run_seed(
     )
     with shown(console, name, [count_parameters(model) for model in models]) as display:
         start = _start(folder, trainer, planned, display)
-        cycle = make_cycle(settings.strategy, max(1, settings.strategy.cycles - start.cycles_done))
+        cycles = _cycles_left(settings, levels, start)
         saver = _Saver(folder, trainer.history, levels, start.cycles_done)
         info = RunInfo(_run_name(folder, seed, name), settings=_flat(settings))
         loggers = _make_loggers(settings, folder, start.step)
         folder.set_status("running", seed=seed)
         try:
             with Reporter(loggers, trainer.history, info) as report:
-                epochs = [n - d for n, d in zip(planned, start.epochs_done, strict=True)]
-                if settings.strategy.name in ("cascade", "finest"):
-                    epochs = epochs[trainer.current_level :]
-                else:
-                    epochs = [max(1, n) for n in epochs]
-                trainer.fit(
-                    task.loss,
-                    task.make_data(trainer.hierarchy, seed),
-                    epochs=epochs,
-                    batch_size=settings.batch_size,
-                    cycle=cycle,
-                    # Of its own for every part of a run: batches and points go on at random.
-                    key=jax.random.fold_in(jax.random.key(seed), start.step),
-                    evaluate=task.evaluate,
-                    monitor=Monitor(
-                        every=settings.evaluation_interval,
-                        callbacks=[report, saver],
-                        observers=[display],
-                    ),
-                )
+                epochs = _epochs_left(settings, planned, start)
+                if any(epochs) and cycles:
+                    trainer.fit(
+                        task.loss,
+                        task.make_data(trainer.hierarchy, seed),
+                        epochs=epochs,
+                        batch_size=settings.batch_size,
+                        cycle=make_cycle(settings.strategy, cycles),
+                        # Of its own for every part of a run: batches go on at random.
+                        key=jax.random.fold_in(jax.random.key(seed), start.step),
+                        evaluate=task.evaluate,
+                        monitor=Monitor(
+                            every=settings.evaluation_interval,
+                            callbacks=[report, saver],
+                            observers=[display],
+                        ),
+                    )
         except KeyboardInterrupt as interrupt:
             _save(folder, trainer, saver)
             folder.set_status("interrupted", **_facts(trainer))
@@ -273,13 +281,30 @@ def _run_seed(
         display.say(_last_words(trainer))
 
 
+def _epochs_left(settings: RunSettings, planned: Sequence[int], start: Position) -> list[int]:
+    """Epochs for the rest of a run: from the present level on, or of all levels for cycles."""
+    left = [max(0, n - done) for n, done in zip(planned, start.epochs_done, strict=True)]
+    if settings.strategy.name in ("cascade", "finest"):
+        return left[start.level :]
+    return [max(1, n) for n in left]
+
+
+def _cycles_left(settings: RunSettings, levels: int, start: Position) -> int:
+    """Multigrid cycles for the rest of a run; zero if all are done."""
+    cycles = settings.strategy.cycles
+    if settings.strategy.name in ("v-cycle", "w-cycle"):
+        return max(0, cycles - start.cycles_done)
+    if settings.strategy.name == "full-multigrid":
+        # Every level gets the same number, so that the present one gets its cycles again, shorter.
+        return cycles if start.cycles_done < cycles * (levels - 1) or levels == 1 else 0
+    return cycles
+
+
 def _start(
     folder: RunFolder, trainer: CascadeTrainer, planned: Sequence[int], display: RunDisplay
 ) -> Position:
     """Take a trainer to where the run stands."""
-    if folder.status is None or not (folder.state.exists() or folder.status == "running"):
-        return Position(0, [0] * len(planned), 0, 0)
-    if not folder.state.exists() and not folder.state.with_name("state.old").exists():
+    if not has_state(folder.state):
         return Position(0, [0] * len(planned), 0, 0)
     position = read_position(folder.state)
     with_optimizer = restore(folder.state, trainer)

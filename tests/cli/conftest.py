@@ -1,0 +1,72 @@
+"""Runs of the command in a folder of its own, in this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from opifex.cli.app import app
+
+POISSON = """\
+problem:
+  name: poisson
+  interior_points: 40
+  boundary_points: 16
+hierarchy:
+  levels: 2
+  hidden: [6]
+optimizer:
+  name: adam
+  learning_rate: 1e-2
+epochs: [4, 6]
+evaluation_interval: 2
+output: out
+loggers: []
+"""
+
+
+class Command:
+    """The command in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, text: str, name: str = "config.yaml") -> str:
+        (self.folder / name).write_text(text, encoding="utf-8")
+        return name
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        before = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            result = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+        finally:
+            os.chdir(before)
+        assert result.exit_code == code, (result.output, result.exception)
+        return result.output
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A folder with the finished run ``out``, with figures; not to be changed."""
+    command = Command(tmp_path_factory.mktemp("finished"))
+    command.write(POISSON.replace("loggers: []", "loggers: [tensorboard]"))
+    command("run", "config.yaml")
+    return command
+
+
+def save_fields(path: Path, samples: int = 20, points: int = 16) -> None:
+    """Pairs of functions: waves, and a nonlinear function of them, in other units."""
+    rng = np.random.default_rng(0)
+    x = (np.arange(points) + 0.5) / points
+    force = sum(rng.normal(size=(samples, 1)) * np.cos(np.pi * k * x) for k in range(1, 4))
+    np.savez(path, force=force, height=1e3 * np.sin(force) + 500)
