@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import choices
 from common import RESULTS, read_results
 from sections import SECTIONS, STALE
 from tables import Results, middle, origin, pinnacle_rows, plain, race_rows, table
@@ -158,6 +159,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         ("case", "median error", "published", "published / ours", "processor seconds"),
         pinnacle_rows,
     ),
+    "choices": lambda: table(choices.rows()),
     "transitions": chosen(
         "transfer_choices",
         ("choice", "largest peak", "median final loss", "median final error"),
