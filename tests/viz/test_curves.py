@@ -75,7 +75,9 @@ def test_the_horizontal_axis(
 
 def test_what_coarse_levels_of_a_cycle_minimise_is_not_drawn_as_the_loss() -> None:
     ax = plot_history(cycle_history())
-    np.testing.assert_array_equal(curves(ax)[0].get_ydata(), [4, 3.5, np.nan, 3, 2, 1.5, np.nan, 1])
+    (curve,) = curves(ax)
+    np.testing.assert_array_equal(curve.get_ydata(), [4, 3.5, 3, 2, 1.5, 1])
+    np.testing.assert_array_equal(curve.get_xdata(), [0, 1, 2.5, 3.5, 4.5, 6])
     assert ax.get_yscale() == "log"
 
 

@@ -34,8 +34,8 @@ def plot_history(
 
     The levels are shaded in the background, the finer the darker. Only one run can own the
     background: the one that is drawn with its levels first. The legend says which, and in all others
-    a dot marks each change of level. What coarse levels inside a cycle minimise is not the loss, so
-    that its curve has gaps there.
+    a dot marks each change of level. What coarse levels inside a cycle minimise is not the loss: the
+    curve goes straight over their visits.
 
     Args:
         history: the record of a run; or several by name, which become the labels.
@@ -111,7 +111,7 @@ def _curve(history: History, metric: str | None, over: str) -> tuple[np.ndarray,
     """The loss before each step, over what was spent before it; or a metric where it was evaluated."""
     if metric is None:
         own = history.table()["objective"] == "own"
-        return before_steps(history, over)[:-1], np.where(own, history.losses, np.nan)
+        return before_steps(history, over)[:-1][own], history.losses[own]
     known = [e for e in history.evaluations if metric in e.metrics]
     if not known:
         names = sorted({name for e in history.evaluations for name in e.metrics})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from opifex.core.checks import check_positive
+from opifex.core.optional import optional_module
 
 __all__ = [
     "PALETTE",
@@ -46,13 +47,7 @@ def pyplot() -> Any:
     Raises:
         ImportError: if Matplotlib is not installed; it names the extra.
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "figures need Matplotlib: pip install 'opifex-multilevel[viz]'"
-        ) from error
-    return plt
+    return optional_module("matplotlib.pyplot", "viz", "drawing figures")
 
 
 def level_colors(num_levels: int) -> list[tuple[float, float, float]]:

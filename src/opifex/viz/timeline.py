@@ -60,20 +60,22 @@ def plot_timeline(history: History, *, ax: Axes | None = None) -> Axes:
     colors = level_colors(int(history.table()["level"].max()) + 1)
     ax = start_axes(ax)
     for row, name in enumerate(rows):
+        height = row - 0.35, 0.7
         bars = [
             (i.start, max(i.end - i.start, _THINNEST * total))
             for i in intervals
             if i.account == name
         ]
         if name != "training":
-            ax.broken_barh(bars, (row - 0.35, 0.7), facecolors=PALETTE[1], gid=name)
+            ax.broken_barh(bars, height, facecolors=PALETTE[1], linewidth=0.3, gid=name)
             continue
         for level in sorted(set(levels)):
             ours = [bar for bar, its in zip(bars, levels, strict=True) if its == level]
             ax.broken_barh(
                 ours,
-                (row - 0.35, 0.7),
+                height,
                 facecolors=[colors[level]],
+                linewidth=0.3,
                 label=f"level {level}",
                 gid=name,
             )
