@@ -193,6 +193,13 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "V-cycle, W-cycle, full multigrid against cascade and finest alone at equal work.",
         plain(),
     ),
+    (
+        "import_time",
+        "Time to import",
+        "Processor seconds of a fresh interpreter up to the end of an import, medians, beside those of "
+        "the libraries that are needed anyway. Goal: a ratio of at most 1.3.",
+        plain(),
+    ),
     ("cost_growth", "How cost grows", "Seconds and memory of one step.", growth),
 ]
 

@@ -31,7 +31,11 @@ try() { # interpreter, artefact, releases
   esac
   case $3 in
     newest) ;;
-    lowest) options=(--resolution lowest-direct) ;;
+    lowest) # of what pyproject.toml names; beside a package, "direct" would be the package alone
+      "$uv" pip compile -q --resolution lowest-direct --python "$1" --extra cli --extra data \
+        pyproject.toml -o "$work/lowest.txt" >&2
+      options=(--constraint "$work/lowest.txt")
+      ;;
     *) echo "RELEASES must be of newest, lowest, got $3" >&2; exit 2 ;;
   esac
   tried=$((tried + 1))

@@ -11,7 +11,7 @@ import os
 from math import ceil, sqrt
 
 import numpy as np
-import scipy.fft
+import scipy
 from jaxtyping import Float
 
 from opifex.core.checks import (

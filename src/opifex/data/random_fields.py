@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.fft
+import scipy
 from jaxtyping import Float
 
 from opifex.core.checks import (

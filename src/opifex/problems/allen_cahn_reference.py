@@ -23,8 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.fft
-import scipy.special
+import scipy
 from jaxtyping import Array, Float
 from numpy.polynomial.polynomial import polyfromroots
 

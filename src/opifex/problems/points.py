@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy.stats import qmc
 
 from opifex.core.checks import check_choice, check_key, check_positive_int
 
@@ -85,7 +85,7 @@ def interior_points(
     check_key("key", key)
     seed = np.asarray(jax.random.key_data(key)).astype(np.uint32).tolist()
     if method == "sobol":
-        sequence = qmc.Sobol(domain.dim, scramble=True, rng=np.random.default_rng(seed))
+        sequence = scipy.stats.qmc.Sobol(domain.dim, scramble=True, rng=np.random.default_rng(seed))
         unit = sequence.random_base2(int(np.ceil(np.log2(num_points))))[:num_points]
     else:
         # Filled row by row, so that a longer set begins with the shorter one.
@@ -134,7 +134,7 @@ def _face_points(count: int, dim: int, key: PRNGKeyArray | None) -> np.ndarray:
         return np.asarray(jax.random.uniform(key, (count, dim)))
     if dim == 1:
         return (np.arange(count)[:, None] + 0.5) / count
-    return qmc.Halton(dim, scramble=False).random(count)
+    return scipy.stats.qmc.Halton(dim, scramble=False).random(count)
 
 
 def grid_points(shape: Sequence[int], domain: Box = UNIT_SQUARE) -> Float[Array, "n dim"]:

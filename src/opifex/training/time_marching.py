@@ -23,8 +23,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float
-from scipy.stats import qmc
 
 from opifex.core.checks import check_callable, check_fraction, check_positive, check_positive_int
 from opifex.core.residuals import PointFunction
@@ -485,7 +485,9 @@ class _Slabs:
 def _points(count: int) -> np.ndarray:
     """Of [-1, 1] x [-1, 1]."""
     # A power of two is what Sobol points are balanced for.
-    return 2 * qmc.Sobol(2, seed=0).random_base2(math.ceil(math.log2(count)))[:count] - 1
+    return (
+        2 * scipy.stats.qmc.Sobol(2, seed=0).random_base2(math.ceil(math.log2(count)))[:count] - 1
+    )
 
 
 def _chebyshev(count: int) -> np.ndarray:
