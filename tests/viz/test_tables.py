@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opifex.training.multilevel import History
+from opifex.training.stopwatch import Stopwatch
 from opifex.viz import comparison_table, history_table
 
 
@@ -51,6 +52,32 @@ def test_history_table_has_one_row_per_visit() -> None:
     history.record_steps(0, np.array([0.5]), 0.1, 100.0, cycle=1)
     history.record_steps(1, np.array([0.4]), 0.1, 400.0, cycle=1)
     assert [row[0] for row in cells(history_table(history))] == ["0", "1", "0", "1"]
+
+
+def test_history_table_accounts_for_every_second() -> None:
+    class Clock:
+        now = 0.0
+
+        def __call__(self) -> float:
+            return self.now
+
+    clock = Clock()
+    history = History(stopwatch=Stopwatch(clock))
+    history.begin()
+    history.set_unit(400.0)
+    spent = {"training": 1.0, "compilation": 2.0, "transfer": 4.0, "evaluation": 8.0, "other": 16.0}
+    for account, seconds in spent.items():
+        with history.stopwatch.charge(account):
+            clock.now += seconds
+    history.record_steps(0, np.array([8.0, 4.0]), 1.0, 100.0)
+    assert [(row[0], row[-1]) for row in cells(history_table(history))] == [
+        ("0", "1.0"),
+        ("compiling", "2.0"),
+        ("transfers", "4.0"),
+        ("evaluating", "8.0"),
+        ("other", "16.0"),
+        ("together", "31.0"),
+    ]
 
 
 def test_history_table_of_an_empty_history_is_empty() -> None:

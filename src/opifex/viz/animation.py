@@ -112,21 +112,25 @@ def animate_solution(
 def _with_one_palette(frames: list[np.ndarray]) -> list[Any]:
     """The frames in the same few colours, so that nothing changes colour from one to the next.
 
-    The colours of curves are among them, however few pixels they have.
+    The colours of curves and levels are among them, however few pixels they have.
     """
     from PIL import Image, ImageColor
 
-    kept = [ImageColor.getrgb(color) for color in (*PALETTE, "#FFFFFF")]
+    kept = [ImageColor.getrgb(color) for color in (*PALETTE, "#FFFFFF", "#000000")]
     kept += [(round(255 * float(band_color(i))),) * 3 for i in range(6)]
     sample = np.concatenate([frames[i] for i in _chosen(len(frames), 4)])
     found = Image.fromarray(sample).quantize(_COLORS - len(kept)).getpalette() or []
-    colors = [value for color in kept for value in color] + found[: 3 * (_COLORS - len(kept))]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(colors)
-    return [
-        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-        for frame in frames
-    ]
+    palette = np.array([value for color in kept for value in color] + found).reshape(-1, 3)
+    palette = palette[:_COLORS]
+    images = []
+    for frame in frames:
+        colors, where = np.unique(frame.reshape(-1, 3), axis=0, return_inverse=True)
+        distances = np.sum((colors[:, None].astype(int) - palette) ** 2, axis=-1)
+        indices = np.argmin(distances, axis=1).astype(np.uint8)[where.ravel()]
+        image = Image.fromarray(indices.reshape(frame.shape[:2]))
+        image.putpalette(palette.ravel().tolist())
+        images.append(image)
+    return images
 
 
 def spent_epochs(snapshots: list[Snapshot]) -> np.ndarray:

@@ -227,7 +227,7 @@ def plot_spectra(
     ax.set_yscale("log")
     ax.set_xlabel(_AXIS[first.kind])
     ax.set_ylabel("amplitude (root mean square)")
-    ax.legend()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
     return ax
 
 
