@@ -34,7 +34,7 @@ def test_everything_is_in_the_folder(finished):
     expected = "configuration.yaml configuration.resolved.yaml versions.json status.json "
     expected += "metrics.csv metrics.parquet steps.csv steps.parquet accounts.json report.html "
     expected += "model/model.json state/position.json figures/loss-over-work.svg "
-    expected += "figures/error-over-work.png figures/timeline.svg figures/solution.svg"
+    expected += "figures/error-over-work.svg figures/timeline.svg figures/solution.svg"
     assert set(expected.split()) <= names
     assert any(name.startswith("events/") for name in names)
     given = (finished.folder / "config.yaml").read_text(encoding="utf-8")
@@ -121,7 +121,9 @@ def test_lines_are_plain_and_tell_everything(command, finished):
 
 
 def test_figures_and_report_can_be_drawn_again(finished):
+    assert not list((finished.folder / "out" / "figures").glob("*.png"))
     output = finished("plot", "out")
+    assert len(list((finished.folder / "out" / "figures").glob("*.png"))) == 5
     assert "out/figures/timeline.svg: Where the time went." in output
     assert finished("report", "out") == "report: out/report.html\n"
 
@@ -160,7 +162,7 @@ loggers: []
 
 def test_several_seeds_have_folders_and_a_summary(command):
     command.write(SEEDS)
-    output = command("run", "config.yaml")
+    output = command("run", "config.yaml", "--no-figures")
     assert "seed 3: compiling level 0" in output
     out = command.folder / "out"
     summary = read_json(out / "summary.json")
@@ -168,8 +170,6 @@ def test_several_seeds_have_folders_and_a_summary(command):
     errors = [row["error"] for row in summary["seeds"]]
     assert errors[0] != errors[1]
     assert min(errors) <= summary["median"]["error"] <= max(errors)
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/svg+xml") == 10
     folder = RunFolder(out)
     settings = run_settings(folder)
     with jax.enable_x64(True):
@@ -181,6 +181,16 @@ def test_several_seeds_have_folders_and_a_summary(command):
             assert float(found) == pytest.approx(error, rel=1e-6)
     assert "--seed must say which of [3, 5]" in command("export", "out", code=2)
     assert "model.json" in command("export", "out", "--seed", "5", "--format", "safetensors")
+
+
+@pytest.mark.slow
+def test_the_report_of_several_seeds_has_the_figures_of_each(command):
+    command.write(SEEDS)
+    command("run", "config.yaml")
+    page = (command.folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/svg+xml") == 10
+    for text in ("<h2>seed 3</h2>", "<h2>seed 5</h2>", "<th>error</th>"):
+        assert text in page
 
 
 @pytest.mark.parametrize("strategy", ["v-cycle", "full-multigrid", "finest"])

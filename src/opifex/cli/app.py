@@ -223,9 +223,9 @@ def advise(
 
 @app.command()
 def plot(folder: Folder) -> None:
-    """Draw the figures of a run, finished or not, into its folder."""
+    """Draw the figures of a run, finished or not, into its folder, as SVG and PNG."""
     with _errors_for_people():
-        for figures in draw_folder(RunFolder(folder)).values():
+        for figures in draw_folder(RunFolder(folder), png=True).values():
             for figure in figures:
                 _say(f"{figure.svg}: {figure.caption}")
 

@@ -1,4 +1,4 @@
-"""The figures of a run, as SVG for the report and as PNG for everything else."""
+"""The figures of a run: SVG for the report, PNG where asked for."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ class Figure:
     svg: Path
 
 
-def draw_run(folder: RunFolder, settings: RunSettings) -> list[Figure]:
-    """Draw all figures of a run.
+def draw_run(folder: RunFolder, settings: RunSettings, *, png: bool = False) -> list[Figure]:
+    """Draw all figures of a run, as SVG.
 
     Args:
         folder: the folder of one seed.
         settings: its configuration, whose precision must be in force.
+        png: write PNG files, too.
 
     Returns:
         The figures.
@@ -76,7 +77,7 @@ def draw_run(folder: RunFolder, settings: RunSettings) -> list[Figure]:
         caption, plot = _solution(folder, settings)
         if plot is not None:
             plots.append(("solution", caption, plot))
-    return [_written(folder.figures, name, caption, plot) for name, caption, plot in plots]
+    return [_written(folder.figures, name, caption, plot, png) for name, caption, plot in plots]
 
 
 def draw_comparison(folder: Path, histories: dict[str, History]) -> list[Figure]:
@@ -122,7 +123,9 @@ def _solution(folder: RunFolder, settings: RunSettings) -> tuple[str, Callable[[
     )
 
 
-def _written(folder: Path, name: str, caption: str, plot: Callable[[], Any]) -> Figure:
+def _written(
+    folder: Path, name: str, caption: str, plot: Callable[[], Any], png: bool = True
+) -> Figure:
     try:
         import matplotlib
     except ImportError as error:
@@ -137,6 +140,7 @@ def _written(folder: Path, name: str, caption: str, plot: Callable[[], Any]) -> 
     figure = (drawn[0] if isinstance(drawn, list) else drawn).figure
     # No date in the file, so that equal runs give equal figures.
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-    figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+    if png:
+        figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     plt.close(figure)
     return Figure(name, caption, folder / f"{name}.svg")

@@ -54,11 +54,12 @@ def seed_folders(folder: RunFolder, settings: RunSettings) -> list[tuple[str, Ru
     return found
 
 
-def draw_folder(folder: RunFolder) -> dict[str, list[Figure]]:
+def draw_folder(folder: RunFolder, *, png: bool = False) -> dict[str, list[Figure]]:
     """Draw the figures of all seeds of a run folder.
 
     Args:
         folder: the run folder.
+        png: write PNG files beside the SVG files.
 
     Returns:
         Figures by name of the seed.
@@ -68,7 +69,10 @@ def draw_folder(folder: RunFolder) -> dict[str, list[Figure]]:
     """
     settings = run_settings(folder)
     with jax.enable_x64(settings.precision == "float64"):
-        return {name: draw_run(where, settings) for name, where in seed_folders(folder, settings)}
+        return {
+            name: draw_run(where, settings, png=png)
+            for name, where in seed_folders(folder, settings)
+        }
 
 
 def write_report(folder: RunFolder) -> None:

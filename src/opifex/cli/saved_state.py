@@ -204,7 +204,8 @@ def _filled(path: Path, like: Any) -> Any:
     """A tree with saved values in the place of others of the same names and shapes."""
     wanted = _named_arrays(like)
     try:
-        with np.load(path) as file:
+        # NumPy would leave a damaged file open that it has opened itself.
+        with path.open("rb") as stream, np.load(stream) as file:
             found = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise CommandError(f"{path} is damaged: {error}") from error
