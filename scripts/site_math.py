@@ -22,6 +22,9 @@ INLINE = r"(?<![\\$\w])\$(?![\s$])((?:\\.|[^\\$])+?)(?<!\s)\$(?![\w$])"
 DISPLAY = re.compile(r"^\s*\$\$(.+?)\$\$\s*$", re.DOTALL)
 """A block that holds a formula and nothing else."""
 
+LONG = 25
+"""Characters of TeX beyond which a formula may be wider than a small screen, without a line break."""
+
 # Behind code spans (190) and before escapes (180), whose backslashes are TeX's here.
 INLINE_PRIORITY = 185
 # Before paragraphs (10) and lists, behind code blocks (80).
@@ -51,8 +54,11 @@ class InlineMath(InlineProcessor):
     def handleMatch(  # noqa: N802
         self, m: re.Match[str], data: str
     ) -> tuple[str, int, int]:
-        """The formula, kept from further processing."""
-        return self.md.htmlStash.store(mathml(m.group(1))), m.start(0), m.end(0)
+        """The formula, kept from further processing; a long one in a box that can scroll."""
+        formula = mathml(m.group(1))
+        if len(m.group(1)) > LONG:
+            formula = f'<span class="long-formula">{formula}</span>'
+        return self.md.htmlStash.store(formula), m.start(0), m.end(0)
 
 
 class DisplayMath(BlockProcessor):
