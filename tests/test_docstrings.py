@@ -62,6 +62,16 @@ WITH_EXAMPLE = {
         "restrict",
         "verify_transfer",
     ],
+    "opifex.viz": [
+        "SnapshotRecorder",
+        "error_spectra",
+        "plot_fields",
+        "plot_history",
+        "plot_rate_transfer",
+        "publication_style",
+        "radial_spectrum",
+        "transfer_jumps",
+    ],
 }
 
 MODULES = sorted(found.name for found in pkgutil.walk_packages(opifex.__path__, "opifex."))
