@@ -345,7 +345,7 @@ def check_fields(
     Raises:
         ValueError: if it has another shape.
     """
-    shape = jnp.shape(x)
+    shape = np.shape(x)
     if len(shape) != spatial_dims + 2 or shape[-1] != channels:
         missing = channels == 1 and len(shape) == spatial_dims + 1
         raise ValueError(
@@ -365,7 +365,7 @@ def check_axes(x: Array | np.ndarray, spatial_dims: int, *, name: str = "x") -> 
     Raises:
         ValueError: if it has another number of axes.
     """
-    shape = jnp.shape(x)
+    shape = np.shape(x)
     if len(shape) != spatial_dims + 2:
         missing = len(shape) == spatial_dims + 1
         raise ValueError(
