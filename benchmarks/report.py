@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from tables import Results, middle, origin, pinnacle_rows, plain, race_rows, tab
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
+FIGURES = ROOT / "scripts" / "docs_figures.py"
 
 RULES = """# Benchmarks
 
@@ -191,7 +193,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write all pages, or compare them."""
+    """Write all pages and the figure that shows results, or compare the pages."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--check", action="store_true", help="compare only")
     check = options.parse_args().check
@@ -202,6 +204,8 @@ def main() -> None:
         stale.append(path.name)
         if not check:
             path.write_text(text, encoding="utf-8")
+    if not check:
+        subprocess.run([sys.executable, FIGURES, "decision"], check=True)
     if check and stale:
         raise SystemExit(f"not what the results say: {', '.join(stale)}; run benchmarks/report.py")
 

@@ -209,5 +209,5 @@ def draw(name: str, folder: Path = FIGURES) -> Path:
 
 
 if __name__ == "__main__":
-    for each in DRAWN:
+    for each in sys.argv[1:] or DRAWN:
         print(draw(each).relative_to(ROOT))
