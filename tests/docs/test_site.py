@@ -118,8 +118,8 @@ def test_internal_links_and_anchors_hold(built: Built, links: dict[str, Links]) 
     for page, found in links.items():
         if page == "404.html":
             continue  # its addresses are relative to wherever it is shown
-        for target in found.targets:
-            if "://" in target or target.startswith("mailto:"):
+        for target in found.targets + found.loaded:
+            if "://" in target or target.startswith(("mailto:", "data:")):
                 continue
             path, anchor = urldefrag(urljoin(f"http://site/{page}", target))
             name = unquote(path.removeprefix("http://site/")) or "index.html"
