@@ -70,7 +70,9 @@ def test_without_errors_there_is_nothing_to_compare():
 
 def test_configurations_side_by_side(command):
     command.write(POISSON, "base.yaml")
-    command.write(POISSON.replace("output: out", "output: other").replace("adam", "lbfgs"), "newton.yaml")
+    command.write(
+        POISSON.replace("output: out", "output: other").replace("adam", "lbfgs"), "newton.yaml"
+    )
     output = command("compare", "base.yaml", "newton.yaml", "-o", "both")
     assert "time to error" in output
     folder = command.folder / "both"
