@@ -71,7 +71,7 @@ def test_fit_with_the_loss_and_new_points(problem):
     history = CascadeTrainer([network(np.float32)], optax.adam(1e-3), config=CONFIG).fit(
         problem.loss, data, epochs=[2], evaluate=problem.relative_l2_error
     )
-    assert np.isfinite(history.evaluations[-1].metrics["metric"])
+    assert np.isfinite(history.evaluations[-1].metrics["relative_l2_error"])
 
 
 @ALL

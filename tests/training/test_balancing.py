@@ -479,7 +479,7 @@ def test_a_bad_number_of_points_is_named(value, error):
 
 
 def test_what_cannot_be_balanced_is_found_before_anything_is_compiled():
-    with pytest.raises(ValueError, match="points must hold one array per term"):
+    with pytest.raises(ValueError, match="data must hold one array of points per residual term"):
         trainer().fit(Balanced(TERMS, JacobianBalancing()), POINTS[:1], epochs=[1])
     term = ResidualTerm("complex", lambda u, x: jnp.abs(u(x)))
     model = nnx.Linear(1, 1, param_dtype=jnp.complex64, rngs=nnx.Rngs(0))

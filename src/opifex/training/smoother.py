@@ -30,6 +30,7 @@ __all__ = [
     "Smoother",
     "as_smoother",
     "initial_state",
+    "moves_nothing",
 ]
 
 
@@ -236,15 +237,25 @@ def as_smoother(method: Any) -> Smoother:
     Raises:
         TypeError: if ``method`` is none of these.
     """
+    if isinstance(method, type) and hasattr(method, "init"):
+        raise TypeError(
+            "transformation (optimizer) must be an object, got the class itself: write "
+            f"{method.__name__}()"
+        )
     if isinstance(method, optax.GradientTransformation):
         return GradientSmoother(optax.with_extra_args_support(method))
     if hasattr(method, "init") and hasattr(method, "step"):
         return method if hasattr(method, "check") else LeastSquaresSmoother(method)
     raise TypeError(
         "transformation (optimizer) must be an optax.GradientTransformation, a solver such as "
-        f"LevenbergMarquardt(), or one of these per level, got {method!r} of type "
+        f"LevenbergMarquardt(), or one of these per level, got {_short(method)} of type "
         f"{type(method).__name__}"
     )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:60]}..."
 
 
 @lru_cache(maxsize=64)
@@ -255,3 +266,48 @@ def _init_program(smoother: Any) -> Any:
 def initial_state(smoother: Smoother, params: Any) -> Any:
     """State of a smoother for parameters, as one compiled program."""
     return _init_program(hashable(smoother))(params)
+
+
+@lru_cache(maxsize=64)
+def _idle_steps_program(smoother: GradientSmoother) -> Any:
+    transformation = plain(smoother).transformation
+
+    def idle_steps(grads: Any, state: Any, params: Any, steps: Any) -> Any:
+        def proceed(carry: tuple[Any, Any]) -> Any:
+            taken, _ = carry
+            return (taken >= 0) & (taken < steps)
+
+        def body(carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            taken, state = carry
+            updates, state = transformation.update(grads, state, params)
+            moved = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates)]
+            return jnp.where(jnp.any(jnp.stack(moved)), -1, taken + 1), state
+
+        return jax.lax.while_loop(proceed, body, (jnp.zeros((), jnp.int32), state))[0] >= 0
+
+    return jax.jit(idle_steps)
+
+
+def moves_nothing(smoother: Smoother, params: Any, state: Any, steps: int) -> bool:
+    """Whether an Optax transformation would leave all parameters as they are, whatever the gradient.
+
+    The transformation alone takes the steps, with a gradient of ones, up to the first update that is
+    not zero: a schedule that has ended at rate zero takes them all, one that warms up does not.
+
+    Args:
+        smoother: the smoother; other methods than Optax transformations always move something.
+        params: the parameters.
+        state: state of the smoother.
+        steps: how many steps to look ahead.
+
+    Returns:
+        Whether all updates are zero. Transformations that need more than a gradient (the loss, say)
+        cannot be asked, and count as moving.
+    """
+    if not isinstance(smoother, GradientSmoother) or not jax.tree.leaves(params):
+        return False
+    try:
+        program = _idle_steps_program(hashable(smoother))
+        return bool(program(jax.tree.map(jnp.ones_like, params), state, params, jnp.int32(steps)))
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return False

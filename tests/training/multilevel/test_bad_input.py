@@ -428,5 +428,7 @@ def test_terms_want_one_array_each(points: Any) -> None:
     term = ResidualTerm("interior", lambda u, x: u(x))
     model = create_network_hierarchy(1, 1, [2], num_levels=1, rngs=nnx.Rngs(0))
     subject = CascadeTrainer(model, config=MultilevelConfig(1, level_epochs=[1]))
-    with pytest.raises(ValueError, match=r"points must hold one array per term \(\['interior'\]\)"):
+    with pytest.raises(
+        ValueError, match=r"data must hold one array of points per residual term \(\['interior'\]\)"
+    ):
         subject.fit([term], points)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -335,3 +338,57 @@ def test_every_second_is_in_the_account_that_spent_it(cycle: Any, charged: Any) 
     assert tuple(account for account, seconds in costs.spent.items() if seconds) == charged
     assert history.wall_seconds == costs.clock.now - 100
     assert history.elapsed_seconds == history.wall_seconds - costs.spent["evaluation"]
+
+
+# -- tables for other programs ---------------------------------------------------------------
+
+
+def recorded_with_metrics() -> History:
+    history = History()
+    history.begin()
+    history.set_unit(4.0)
+    history.record_evaluation(0, 0, {"error": 1.0})
+    history.record_steps(0, np.array([0.1, 0.2], np.float32), 1.0, 2.0)
+    history.record_evaluation(0, 2, {"error": 0.5, "work": 7.0})
+    return history
+
+
+def test_evaluations_are_columns_too() -> None:
+    columns = recorded_with_metrics().evaluations_table()
+    assert columns["step"].tolist() == [0, 2]
+    assert columns["work"].tolist() == [0.0, 1.0]
+    assert columns["error"].tolist() == [1.0, 0.5]
+    np.testing.assert_array_equal(columns["metric_work"], [np.nan, 7.0])
+
+
+def test_csv_holds_all_digits(tmp_path: Path) -> None:
+    history = recorded_with_metrics()
+    for evaluations, table in ((False, history.table()), (True, history.evaluations_table())):
+        history.to_csv(tmp_path / "run.csv", evaluations=evaluations)
+        with (tmp_path / "run.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == list(table)
+        for name, column in table.items():
+            read = np.array([row[name] for row in rows]).astype(column.dtype)
+            np.testing.assert_array_equal(read, column)
+
+
+def test_an_empty_history_is_a_line_of_names(tmp_path: Path) -> None:
+    History().to_csv(str(tmp_path / "run.csv"))
+    assert (tmp_path / "run.csv").read_text().startswith("step,level,cycle,")
+
+
+def test_pandas_gets_the_same_numbers() -> None:
+    pytest.importorskip("pandas")
+    history = recorded_with_metrics()
+    frame = history.to_pandas()
+    np.testing.assert_array_equal(frame["loss"], history.losses)
+    assert frame.index.name == "step"
+    evaluations = history.to_pandas(evaluations=True)
+    assert evaluations["error"].tolist() == [1.0, 0.5]
+
+
+def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install pandas, or 'opifex-multilevel\[data\]'"):
+        History().to_pandas()

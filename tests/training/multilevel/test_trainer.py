@@ -6,6 +6,7 @@ loop can be checked exactly: with loss ``-w`` and plain gradient descent at rate
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -384,6 +385,21 @@ def test_variables_that_are_not_parameters_are_carried() -> None:
 
 
 # -- looking in ------------------------------------------------------------------------------
+
+
+def total(model: Counter) -> jax.Array:
+    return jnp.sum(model.count[...])
+
+
+def test_a_scalar_metric_has_the_name_of_its_function() -> None:
+    class Total:
+        def __call__(self, model: Counter) -> jax.Array:
+            return total(model)
+
+    named = {total: "total", jax.jit(total): "total", lambda model: total(model): "metric"}
+    for evaluate, name in {**named, Total(): "metric", partial(total): "metric"}.items():
+        history = counting_trainer(1).fit(count_up, evaluate=evaluate)
+        assert history.evaluations[-1].metrics == {name: 1.0}
 
 
 def test_scalar_metric_is_evaluated_at_every_look() -> None:

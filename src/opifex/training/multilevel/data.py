@@ -1,15 +1,21 @@
-"""Training data of all levels, in the forms that `CascadeTrainer.fit` takes."""
+"""Training data of all levels, in the forms that `CascadeTrainer.fit` takes, and checked once."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from opifex.core.checks import check_callable, check_positive_int
 from opifex.training.loop import as_arrays, steps_per_epoch
+from opifex.training.objective import Objective
 
 Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 """``draw(model, data, key)``: new data of the same shapes. It is compiled."""
@@ -17,7 +23,10 @@ Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 LevelData = tuple[Any, ...] | list[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
 """A tuple of arrays for all levels, a list with one tuple per level, or a function of the level."""
 
-__all__ = ["Draw", "LevelData", "Resampled", "data_per_level"]
+__all__ = ["Draw", "LevelData", "Resampled", "check_arity", "data_per_level"]
+
+# Share of the samples that an epoch may leave out without a word.
+_LEFT_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Resampled:
 def data_per_level(
     data: LevelData, num_levels: int, batch_size: int | None
 ) -> tuple[tuple[Any, ...], ...]:
-    """One tuple of device arrays per level. Levels that share their data share the arrays.
+    """One tuple of device arrays per level, checked. Levels that share their data share the arrays.
 
     Args:
         data: in any of the forms of `LevelData`.
@@ -67,22 +76,157 @@ def data_per_level(
 
     Raises:
         TypeError: if the data of a level are not a tuple of arrays.
-        ValueError: if a list does not have one entry per level, or mini-batches cannot be cut.
+        ValueError: if a list does not have one entry per level, a number is not finite or an integer
+            too large for its type in JAX, or mini-batches cannot be cut.
+
+    Warns:
+        UserWarning: if numbers in double precision are rounded to single precision, or batches
+            leave out more than a tenth of the samples of each epoch.
     """
     if callable(data):
         given: list[Any] = [data(level) for level in range(num_levels)]
+        names = [f"data({level})" for level in range(num_levels)]
     elif isinstance(data, list):
+        for i, entry in enumerate(data):
+            if not isinstance(entry, tuple | list):
+                raise TypeError(
+                    f"data must be a tuple of arrays such as (x, y), got a list, which holds one tuple "
+                    f"per level; its entry {i} is {_described(entry)}"
+                )
         if len(data) != num_levels:
             raise ValueError(
                 f"data must have one tuple per level ({num_levels}) when it is a list, "
                 f"got {len(data)}"
             )
         given = data
+        names = [f"data[{level}]" for level in range(num_levels)]
     else:
         given = [data] * num_levels
+        names = ["data"] * num_levels
     arrays: dict[int, tuple[Any, ...]] = {}
-    for entry in given:
+    rounded: list[str] = []
+    for name, entry in zip(names, given, strict=True):
         if id(entry) not in arrays:
+            rounded += _check_values(name, entry)
             arrays[id(entry)] = as_arrays(entry)
             steps_per_epoch(arrays[id(entry)], batch_size)
+            _check_left_out(name, arrays[id(entry)], batch_size)
+    if rounded:
+        warnings.warn(
+            f"{', '.join(rounded)} in double precision: rounded to single, about seven digits, since "
+            "JAX was not told otherwise; jax.config.update('jax_enable_x64', True) at the start of the "
+            "program keeps all digits, .astype('float32') says that seven are meant",
+            stacklevel=3,
+        )
     return tuple(arrays[id(entry)] for entry in given)
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return repr(value) if shape is None else f"an array of shape {tuple(shape)}"
+
+
+def _check_values(name: str, entry: Any) -> list[str]:
+    """Raise where a number is not finite or does not fit; names of arrays that JAX will round."""
+    if not isinstance(entry, tuple | list):
+        return []  # not data at all, which is said later
+    rounded = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tuple(entry)):
+        label = name + jax.tree_util.keystr(path)
+        if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+            continue
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            continue  # random keys
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            _check_finite(label, leaf)
+        kept = (
+            jax.dtypes.canonicalize_dtype(leaf.dtype) if leaf.dtype.kind in "iufc" else leaf.dtype
+        )
+        if kept == leaf.dtype:
+            continue
+        with np.errstate(over="ignore"):
+            narrow = np.asarray(leaf).astype(kept)
+        if np.array_equal(narrow, leaf):
+            continue
+        if leaf.dtype.kind in "iu" or not np.all(np.isfinite(narrow)):
+            raise ValueError(
+                f"{label} must fit into {np.dtype(kept).name}, the type that JAX gives to "
+                f"{leaf.dtype.name} while jax_enable_x64 is off, got numbers up to "
+                f"{np.max(np.abs(leaf))}"
+            )
+        rounded.append(label)
+    return rounded
+
+
+def _check_finite(label: str, leaf: Any) -> None:
+    # Arrays of another device are looked through there.
+    library: Any = np if isinstance(leaf, np.ndarray | np.generic) else jnp
+    finite = library.isfinite(leaf)
+    if bool(library.all(finite)):
+        return
+    found = np.argwhere(~np.asarray(finite))
+    where = f" at row {found[0][0]}" if np.ndim(leaf) else ""
+    if np.ndim(leaf) > 1:
+        where += f" (index {tuple(map(int, found[0]))})"
+    value = np.asarray(leaf)[tuple(found[0])]
+    raise ValueError(
+        f"{label} must be finite, got {value}{where}; {len(found)} of its {np.size(leaf)} numbers are "
+        "not finite"
+    )
+
+
+def _check_left_out(name: str, data: tuple[Any, ...], batch_size: int | None) -> None:
+    if batch_size is None:
+        return
+    samples = jax.tree.leaves(data)[0].shape[0]
+    left_out = samples % batch_size
+    if left_out > _LEFT_OUT * samples:
+        warnings.warn(
+            f"batch_size={batch_size} leaves out {left_out} of the {samples} samples of {name} in each "
+            "epoch, other ones each time; a divisor leaves out none",
+            stacklevel=4,
+        )
+
+
+def check_arity(loss: Any, data: tuple[tuple[Any, ...], ...]) -> None:
+    """Raise unless a loss can be called with a model and the data of each level.
+
+    Args:
+        loss: a loss function, or a tuple of residual terms.
+        data: the arguments after the model, for each level.
+
+    Raises:
+        ValueError: naming how many arrays the loss takes, and how many there are.
+    """
+    if isinstance(loss, tuple):
+        names = [term.name for term in loss]
+        for entry in data:
+            if len(entry) != len(names):
+                raise ValueError(
+                    f"data must hold one array of points per residual term ({names}), got "
+                    f"{_arrays(len(entry))}"
+                )
+        return
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # builtins without a signature
+        return
+    key = {"key": None} if Objective(loss, None).takes_key else {}
+    for entry in data:
+        try:
+            signature.bind(None, *entry, **key)
+        except TypeError as error:
+            names = [
+                name
+                for name, parameter in signature.parameters.items()
+                if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+                and name not in key
+            ]
+            raise ValueError(
+                f"loss_fn must take the model and the {_arrays(len(entry))} of data, it takes "
+                f"({', '.join(names)}): {error}"
+            ) from error
+
+
+def _arrays(number: int) -> str:
+    return "1 array" if number == 1 else f"{number} arrays"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from opifex.training.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Evaluation", "History", "Stretch", "Transition"]
 
@@ -86,6 +93,7 @@ class Stretch:
     weights: np.ndarray | None = None
 
 
+_EVALUATION_COLUMNS = ("step", "level", "epoch", "cycle", "work", "seconds", "elapsed_seconds")
 _COLUMNS = ("step", "level", "cycle", "epoch", "objective", "loss", "work", "seconds")
 
 
@@ -340,7 +348,7 @@ class History:
         Returns:
             ``step``, ``level``, ``cycle``, ``epoch``, ``objective`` (``"own"``, or what a coarse level
             of a cycle minimised), ``loss`` (before the step), ``work`` and ``seconds`` (both
-            cumulative, after the step). ``pandas.DataFrame`` accepts the dictionary as it is.
+            cumulative, after the step). See `to_csv` and `to_pandas`.
         """
         stretches = self._stretches
         if not stretches:
@@ -361,6 +369,60 @@ class History:
             "work": np.cumsum(self._work_per_step()),
             "seconds": np.cumsum(repeated("seconds") / np.repeat(lengths, lengths)),
         }
+
+    def evaluations_table(self) -> dict[str, np.ndarray]:
+        """Columns with one entry per evaluation.
+
+        Returns:
+            ``step``, ``level``, ``epoch``, ``cycle``, ``work``, ``seconds`` and
+            ``elapsed_seconds`` as in `Evaluation`, and one column per metric, NaN where an evaluation
+            did not have it. A metric with the name of another column is called ``metric_`` and that
+            name.
+        """
+        rows = self.evaluations
+        columns = {
+            name: np.array([getattr(row, name) for row in rows]) for name in _EVALUATION_COLUMNS
+        }
+        for metric in dict.fromkeys(name for row in rows for name in row.metrics):
+            name = f"metric_{metric}" if metric in _EVALUATION_COLUMNS else metric
+            columns[name] = np.array([row.metrics.get(metric, np.nan) for row in rows])
+        return columns
+
+    def to_csv(self, path: str | PathLike[str], *, evaluations: bool = False) -> None:
+        """Write a table as comma-separated values with a line of names; numbers keep all digits.
+
+        Args:
+            path: the file, which is replaced.
+            evaluations: write `evaluations_table`, one line per evaluation, in the place of
+                `table`, one line per step.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        columns = self.evaluations_table() if evaluations else self.table()
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+
+    def to_pandas(self, *, evaluations: bool = False) -> pd.DataFrame:
+        """A table as a data frame, indexed by the number of the step.
+
+        Args:
+            evaluations: `evaluations_table`, one row per evaluation, in the place of `table`, one
+                row per step.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                "History.to_pandas needs pandas: pip install pandas, or 'opifex-multilevel[data]'"
+            ) from error
+        columns: dict[str, Any] = self.evaluations_table() if evaluations else self.table()
+        return pd.DataFrame(columns).set_index("step")
 
     @property
     def losses(self) -> np.ndarray:

@@ -89,7 +89,8 @@ Callback = Callable[[LevelProgress], Any]
 """Called at the end of every evaluation interval; a true return value ends the run."""
 
 Metrics = Callable[[Any], Any]
-"""``evaluate(model)``: a scalar, or a dictionary of scalars. It is compiled."""
+"""``evaluate(model)``: a scalar, or a dictionary of scalars. It is compiled. A scalar is recorded under
+the name of the function, ``"metric"`` where it has none."""
 
 
 class RunObserver(Protocol):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from opifex.core.checks import check_callable
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.monitor import LevelProgress, Metrics, Monitor, Phase
 from opifex.training.objective import Objective, hashable, plain
 
-__all__ = ["Announcer", "metric_name", "metric_values"]
+__all__ = ["Announcer", "check_evaluate", "metric_name", "metric_values"]
 
 
 class Announcer:
@@ -42,6 +44,25 @@ class Announcer:
         with self._history.stopwatch.charge("evaluation"):
             for observer in self._observers:
                 observer.on_progress(progress)
+
+
+def check_evaluate(evaluate: Any) -> None:
+    """Raise ``TypeError`` unless a function can be called with a model alone.
+
+    Args:
+        evaluate: what was given as the metric.
+    """
+    check_callable("evaluate", evaluate)
+    try:
+        signature = inspect.signature(evaluate)
+    except (TypeError, ValueError):  # builtins without a signature
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise TypeError(
+            f"evaluate must take the model alone, it takes {signature}: {error}"
+        ) from error
 
 
 def metric_name(evaluate: Metrics) -> str:

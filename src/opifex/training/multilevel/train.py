@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,7 @@ from opifex.training.multilevel.transfer import (
 )
 from opifex.training.objective import Objective, hashable, plain
 from opifex.training.operations import count_operations
-from opifex.training.smoother import Smoother, initial_state
+from opifex.training.smoother import Smoother, initial_state, moves_nothing
 
 __all__ = ["Task", "interpolated", "train"]
 
@@ -75,6 +76,8 @@ _LOSS_COST = 1 / 3
 # Seconds of one call of the compiled loop: Ctrl-C waits for one call at most.
 _CALL_SECONDS = 1.0
 _CHECKED_ROWS = 4
+# Steps for which an optimizer that moved nothing is asked whether it will move something.
+_LOOK_AHEAD = 10_000
 # Epochs between two updates of weights that are computed once per level.
 _NEVER_AGAIN = sys.maxsize
 
@@ -301,6 +304,7 @@ class _Interpreter:
     def __post_init__(self) -> None:
         self._announcer = Announcer(self.task.monitor, self.history)
         self._loops: dict[tuple[int, int], CompiledLoop] = {}
+        self._idle: set[int] = set()
         self._entered: set[tuple[int, int]] = set()
         self._not_ahead: set[tuple[int, int]] = set()
         self._all_traced = False
@@ -568,6 +572,7 @@ class _Interpreter:
             seconds = stopwatch.read("training") - before
             good = values[np.isfinite(values)]
             start, place = place, place._replace(loop=new)
+            self._warn_if_idle(level, start.loop, new, total - done - steps)
             if not healthy:
                 place, values = self._last_good(loop, start, previous, good)
             if place.objective.weights is not None:
@@ -607,6 +612,22 @@ class _Interpreter:
                     self.interruptible.check(self._kept())
                     return
             self.interruptible.check(self._kept())
+
+    def _warn_if_idle(self, level: int, before: LoopState, after: LoopState, left: int) -> None:
+        """Warn where the optimizer moves nothing in the rest of a level: a schedule has ended."""
+        pairs = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
+        if level in self._idle or left == 0 or not all(jnp.array_equal(*pair) for pair in pairs):
+            return
+        self._idle.add(level)  # asked once per level
+        ahead = min(left, _LOOK_AHEAD)
+        with self.history.stopwatch.charge("other"):
+            if moves_nothing(self.task.smoothers[level], after.params, after.smoother, ahead):
+                warnings.warn(
+                    f"the optimizer leaves all parameters of level {level} as they are in the next "
+                    f"{ahead} of the {left} steps that are left: its learning rate is zero. Has a "
+                    "schedule ended? One transformation per level starts it anew on each level",
+                    stacklevel=2,
+                )
 
     def _steps_per_call(self, level: int, owner: int) -> int:
         # One step tells how long steps take; it is one until then.

@@ -13,10 +13,11 @@ from opifex.core.checks import check_callable, check_key
 from opifex.training.balancing import Balanced
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Cycle, as_cycle, check_moves
-from opifex.training.multilevel.data import LevelData, Resampled, data_per_level
+from opifex.training.multilevel.data import LevelData, Resampled, check_arity, data_per_level
 from opifex.training.multilevel.hierarchy import create_network_hierarchy
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.monitor import Metrics, Monitor
+from opifex.training.multilevel.observation import check_evaluate
 from opifex.training.multilevel.optimizer import MultilevelAdam, MultilevelOptimizer
 from opifex.training.multilevel.plan import planned_epochs
 from opifex.training.multilevel.progress import progress_display
@@ -265,15 +266,17 @@ class CascadeTrainer:
                 first call, the rest after an interrupt. A cycle that visits coarser levels to
                 correct finer ones needs an entry for every level, and by default does its whole
                 plan in every call.
-            batch_size: samples per step, drawn in a fresh random order each epoch. ``None`` uses
-                all data at every step, so that an epoch is one step.
+            batch_size: samples per step, drawn in a fresh random order each epoch. What does not
+                fill a batch is left out of that epoch. ``None`` uses all data at every step, so that
+                an epoch is one step.
             cycle: order of the levels: ``"cascade"``, ``"v-cycle"``, ``"w-cycle"``,
                 ``"full-multigrid"``, or a `Cycle` such as ``VCycle(cycles=10)`` or
                 ``Cascade(stop=LossPlateau())``.
             key: random key for shuffling, resampling and the loss. By default the trainer goes on
                 with its own stream, which starts from ``jax.random.key(0)``, so that two calls equal
                 one of their joint length.
-            evaluate: ``evaluate(model)`` returning a scalar or a dictionary of scalars; compiled.
+            evaluate: ``evaluate(model)`` returning a scalar or a dictionary of scalars; compiled. A
+                scalar gets the name of the function, ``"metric"`` if that is a ``lambda``.
             monitor: when to evaluate, callbacks, observers, progress on the screen.
 
         Returns:
@@ -303,7 +306,7 @@ class CascadeTrainer:
         loss = check_loss(balanced.terms if balanced else loss_fn)
         order = as_cycle(cycle)
         if evaluate is not None:
-            check_callable("evaluate", evaluate)
+            check_evaluate(evaluate)
         if monitor is not None and not isinstance(monitor, Monitor):
             raise TypeError(f"monitor must be a Monitor, got {monitor!r}")
         if key is not None:
@@ -319,6 +322,7 @@ class CascadeTrainer:
         with other, progress_display(monitor or Monitor(), self.num_levels) as watched:
             given: Any = resampled.data if resampled else data
             arrays = data_per_level(given, self.num_levels, batch_size)
+            check_arity(loss, arrays)
             task = Task(
                 loss=loss,
                 smoothers=tuple(map(self.optimizer.smoother_at, range(self.num_levels))),

@@ -453,7 +453,13 @@ def resolution_hierarchy(
     kept: list[int | Sequence[int]] = [
         level.modes if isinstance(level, FNO) else level for level in modes
     ]
-    if inputs.ndim < 3 or inputs.shape[:-1] != outputs.shape[:-1]:
+    for name, fields in (("inputs", inputs), ("outputs", outputs)):
+        if fields.ndim < 3:
+            raise ValueError(
+                f"{name} must have shape (samples, *spatial, channels), got {fields.shape}; add the "
+                f"axis of channels: {name}[..., None]"
+            )
+    if inputs.shape[:-1] != outputs.shape[:-1]:
         raise ValueError(
             f"inputs and outputs must have the same shape (samples, *spatial) before the channels, "
             f"got {inputs.shape} and {outputs.shape}"
