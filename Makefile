@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types coverage docs docs-figures package smoke release matrix clean
+.PHONY: setup demo compare test lint types coverage docs docs-figures package smoke release matrix clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python examples/poisson_cascade.py
+
+compare: setup
+	$(BIN)/python examples/poisson_comparison.py
 
 lint: setup
 	$(BIN)/ruff check .
