@@ -30,8 +30,23 @@ def _spent(cumulative: np.ndarray, rows: slice) -> float:
     return float(cumulative[rows.stop - 1] - before)
 
 
+_ACCOUNTS = {
+    "compiling": "compile_seconds",
+    "transfers": "transfer_seconds",
+    "new points": "resample_seconds",
+    "weights": "balance_seconds",
+    "evaluating": "evaluation_seconds",
+    "other": "other_seconds",
+    "together": "wall_seconds",
+}
+
+
 def history_table(history: History, *, title: str | None = None) -> Table:
-    """One row per visit of a level: steps, first and last loss, work units, seconds.
+    """One row per visit of a level, and where all other seconds went.
+
+    A visit has its number of steps, first and last loss, work units and seconds of training. Below
+    stand the accounts that took time: compiling, transfers, new points, weights of residual terms,
+    evaluating (with callbacks), the rest, and the sum of all seconds spent in ``fit``.
 
     Args:
         history: the record of a run.
@@ -59,6 +74,11 @@ def history_table(history: History, *, title: str | None = None) -> Table:
             f"{_spent(columns['work'], rows):.1f}",
             f"{_spent(columns['seconds'], rows):.1f}",
         )
+    table.add_section()
+    for name, account in _ACCOUNTS.items():
+        seconds = getattr(history, account)
+        if seconds:
+            table.add_row(name, "", "", "", "", f"{seconds:.1f}")
     return table
 
 
