@@ -23,6 +23,7 @@ MODELS = [
     (Poisson().trial_function(MLP(2, 1, [8], rngs=RNGS)), (2,)),
     (FNO(3, 4, num_layers=1, rngs=RNGS), (16, 1)),
     (FNO(2, 4, spatial_dims=2, num_layers=1, transform="fft", rngs=RNGS), (8, 8, 1)),
+    (FNO(2, 4, spatial_dims=2, num_layers=1, transform="matmul", rngs=RNGS), (8, 8, 1)),
 ]
 
 

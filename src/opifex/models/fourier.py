@@ -120,7 +120,9 @@ def _cosines_and_sines(m: int, n: int) -> np.ndarray:
 def _matrix_product(matrix: np.ndarray, x: Array) -> Array:
     """Product of a constant (p, q) matrix with ``x`` of shape (batch, q, columns)."""
     constant, batch = jnp.asarray(matrix, x.dtype), x.shape[0]
-    if batch > 1 and 2 * matrix.shape[0] <= x.shape[2]:
+    # An exported program leaves the number of samples, and with it of columns, open: many, then.
+    many = not isinstance(x.shape[2], int) or 2 * matrix.shape[0] <= x.shape[2]
+    if batch > 1 and many:
         # A product for each of the batch needs as many copies of the matrix: only if it is small.
         constant = jnp.broadcast_to(constant, (batch, *constant.shape))
         return jnp.matmul(constant, x, precision=lax.Precision.HIGHEST)
