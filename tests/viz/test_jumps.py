@@ -51,6 +51,11 @@ def test_what_was_not_regained_is_none() -> None:
     assert (jump.regained_steps, jump.regained_work, jump.regained_seconds) == (None, None, None)
 
 
+def test_as_low_as_before_is_low_enough() -> None:
+    (jump,) = transfer_jumps(run([2.0, 1.0], [3.0, 1.0, 1.0]))
+    assert jump.regained_steps == 1
+
+
 def test_a_dip_before_the_peak_does_not_count() -> None:
     (jump,) = transfer_jumps(run([2.0, 1.0], [1.0, 0.5, 4.0, 2.0, 0.75]))
     assert (jump.after, jump.peak, jump.regained_steps) == (1.0, 4.0, 4)

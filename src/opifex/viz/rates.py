@@ -110,5 +110,5 @@ def plot_rate_transfer(
         ax.set_yscale("log")
     ax.set_xlabel("learning rate")
     ax.set_ylabel("final loss")
-    ax.legend()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
     return ax
