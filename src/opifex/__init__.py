@@ -1,12 +1,13 @@
 """Multilevel (coarse-to-fine) training of physics-informed networks and neural operators.
 
 The rooms, from the ground up: `opifex.core` (argument checks, residual terms, metrics, differential
-operators); `opifex.models`; side by side `opifex.problems`, `opifex.data` and
-`opifex.optimization`; `opifex.training`, with `opifex.training.multilevel` as its centre; and
+operators); `opifex.models`; side by side `opifex.problems`, `opifex.data`, `opifex.optimization` and
+`opifex.storage`; `opifex.training`, with `opifex.training.multilevel` as its centre; and
 `opifex.viz`. A room may import those before it, never those after it or beside it; what each one
 says about itself is checked by the tests.
 
-This file imports none of them: ``import opifex`` is cheap, and names come from their rooms.
+This file imports none of them: ``import opifex`` is cheap, and names come from their rooms. It warns
+where another distribution has put files into the package of this name.
 """
 
 from opifex_multilevel import warn_of_namesake
