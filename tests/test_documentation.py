@@ -9,11 +9,15 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 SLOW = {
+    "docs/methods/full_multigrid.md",
+    "docs/methods/natural_gradient.md",
     "docs/methods/time_slabs.md",
+    "docs/tutorials/burgers_operator.md",
     "docs/tutorials/darcy.md",
+    "docs/tutorials/inverse.md",
     "docs/tutorials/own_equation.md",
 }
-"""Documents whose training takes more than about twenty seconds."""
+"""Documents that run on request: with all of them the default tests would take a minute more."""
 
 
 def name_of(path):
