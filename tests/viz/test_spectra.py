@@ -57,14 +57,16 @@ def test_squares_add_up_to_the_mean_square(kind: str, shape: tuple[int, ...]) ->
 
 def test_shells_are_of_the_length_of_the_wave_vector() -> None:
     x, y = np.meshgrid(centres(16), centres(16), indexing="ij")
-    # The lengths of (3, 4) and (4, 3) are 5, that of (1, 1) is 1.41.
+    # The lengths of (3, 4) and (4, 3) are 5, that of (1, 1) is 1.41, that of (2, 2) 2.83.
     field = np.sin(3 * np.pi * x) * np.sin(4 * np.pi * y)
     field += np.sin(4 * np.pi * x) * np.sin(3 * np.pi * y)
     field += 2 * np.sin(np.pi * x) * np.sin(np.pi * y)
+    field += 4 * np.sin(2 * np.pi * x) * np.sin(2 * np.pi * y)
     wavenumbers, amplitudes = radial_spectrum(field, kind="sine")
     expected = np.zeros(len(wavenumbers))
     expected[wavenumbers == 5] = np.sqrt(0.25 + 0.25)
     expected[wavenumbers == 1] = 2 * np.sqrt(0.25)
+    expected[wavenumbers == 3] = 4 * np.sqrt(0.25)
     assert distance(amplitudes, expected) <= rounding(np.float64, operations=8)
 
 
