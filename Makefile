@@ -58,4 +58,4 @@ matrix:
 	scripts/test_matrix.sh
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .matrix dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .matrix .cache dist site
