@@ -236,7 +236,7 @@ def test_a_zarr_group_without_names_of_axes_is_read_by_zarr_itself(tmp_path):
     group = zarr.open_group(tmp_path / "plain.zarr", mode="w")
     a, u = noise(5, 16), noise(5, 16)
     for name, values in (("a", a), ("u", u)):
-        group.create_array(name, data=values)
+        group.create_array(name, shape=values.shape, dtype=values.dtype)[...] = values
     fields = read_fields(tmp_path / "plain.zarr")
     np.testing.assert_array_equal(fields.inputs[..., 0], a)
     np.testing.assert_array_equal(fields.outputs[..., 0], u)
