@@ -91,6 +91,11 @@ MISTAKES = {
         6,
         "initial_damping must be positive, got 0",
     ),
+    "option of the wrong kind": (
+        P + "optimizer:\n  name: adam\n  options:\n    b1: {a: 1}\n",
+        6,
+        "optimizer.options.b1: must be a value or a list of values, got {'a': 1}",
+    ),
     "learning rate without use": (
         P + "optimizer:\n  name: lbfgs\n  learning_rate: 0.1\n",
         5,

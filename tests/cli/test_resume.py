@@ -56,7 +56,7 @@ def ctrl_c_at(monkeypatch, step):
     monkeypatch.setattr(Reporter, "__call__", call)
 
 
-@pytest.mark.parametrize("step", [2, 4, 8])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, 8])
 def test_ctrl_c_ends_with_a_saved_state_and_resume_goes_on(command, monkeypatch, step):
     command.write(POISSON)
     ctrl_c_at(monkeypatch, step)
@@ -172,7 +172,9 @@ def test_seeds_that_are_finished_are_not_run_again(command, monkeypatch):
     assert (command.folder / "out" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("strategy", ["v-cycle", "full-multigrid"])
+@pytest.mark.parametrize(
+    "strategy", ["v-cycle", pytest.param("full-multigrid", marks=pytest.mark.slow)]
+)
 def test_cycles_go_on(command, monkeypatch, strategy):
     command.write(
         POISSON.replace("[4, 6]", "[6, 12]") + f"strategy: {{name: {strategy}, cycles: 3}}\n"

@@ -120,6 +120,7 @@ def test_lines_are_plain_and_tell_everything(command, finished):
         assert word in last
 
 
+@pytest.mark.slow
 def test_figures_and_report_can_be_drawn_again(finished):
     assert not list((finished.folder / "out" / "figures").glob("*.png"))
     output = finished("plot", "out")
@@ -151,7 +152,7 @@ def test_export_writes_weights_and_a_function(finished):
 SEEDS = """\
 problem: {name: heat, interior_points: 30, boundary_points: 12, conditions: hard}
 hierarchy: {levels: 2, hidden: [4]}
-optimizer: levenberg-marquardt
+optimizer: adam
 epochs: 2
 seeds: [3, 5]
 precision: float64

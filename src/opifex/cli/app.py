@@ -1,4 +1,7 @@
-"""The commands."""
+"""The commands.
+
+Each imports what it needs when it is called, so that ``--help`` does not wait for JAX.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from opifex.cli.advice import advise as advise_settings
-from opifex.cli.comparison import (
-    Contestant,
-    compare_histories,
-    run_contestant,
-    variants,
-    write_rows,
-)
-from opifex.cli.configuration import load_settings
-from opifex.cli.drawing import draw_comparison
-from opifex.cli.errors import CommandError, nearest
-from opifex.cli.example_config import data_config, problem_config
-from opifex.cli.model_files import export_run, run_settings
-from opifex.cli.registry import METHODS, PROBLEMS
-from opifex.cli.report import draw_folder, write_report
-from opifex.cli.run_folder import RunFolder
-from opifex.cli.settings import RunSettings, StrategySettings
-from opifex.cli.training import Interrupted, resume_run, start_run
+from opifex.cli.errors import CommandError, Interrupted, nearest
+
+if TYPE_CHECKING:
+    from opifex.cli.comparison import Contestant
+    from opifex.cli.run_folder import RunFolder
+    from opifex.cli.settings import RunSettings
+    from opifex.training.multilevel import History
 
 __all__ = ["app"]
 
@@ -85,6 +76,8 @@ def _with_output(settings: RunSettings, output: Path | None) -> RunSettings:
 
 def _finish(folder: RunFolder, figures: bool) -> None:
     """Figures and report; what goes wrong with them does not undo the run."""
+    from opifex.cli.report import write_report
+
     if figures:
         try:
             write_report(folder)
@@ -104,6 +97,9 @@ def run(
     figures: Figures = True,
 ) -> None:
     """Train what a configuration describes, and leave a run folder that describes itself."""
+    from opifex.cli.configuration import load_settings
+    from opifex.cli.training import start_run
+
     with _errors_for_people():
         settings, document = load_settings(config)
         folder = start_run(
@@ -115,6 +111,8 @@ def run(
 @app.command()
 def resume(folder: Folder, figures: Figures = True) -> None:
     """Go on with an interrupted run from its last saved state."""
+    from opifex.cli.training import resume_run
+
     with _errors_for_people():
         _finish(resume_run(folder, _console()), figures)
 
@@ -138,10 +136,13 @@ def compare(
     figures: Figures = True,
 ) -> None:
     """Run configurations or strategies side by side; ratio of their times to an equal error."""
+    from opifex.cli.comparison import compare_histories, run_contestant, write_rows
+    from opifex.cli.drawing import draw_comparison
+
     with _errors_for_people():
         contestants = _contestants(configs, strategies)
         console = _console()
-        runs: dict[str, Any] = {}
+        runs: dict[str, dict[int, History]] = {}
         for contestant in contestants:
             if strategies and contestant.name == "finest" and runs:
                 contestant = _with_equal_work(contestant, runs[contestants[0].name])
@@ -158,6 +159,10 @@ def compare(
 
 
 def _contestants(configs: list[Path], strategies: str | None) -> list[Contestant]:
+    from opifex.cli.comparison import Contestant, variants
+    from opifex.cli.configuration import load_settings
+    from opifex.cli.settings import StrategySettings
+
     contestants = []
     for config in configs:
         settings, document = load_settings(config)
@@ -179,8 +184,10 @@ def _contestants(configs: list[Path], strategies: str | None) -> list[Contestant
     return contestants
 
 
-def _with_equal_work(contestant: Contestant, histories: dict[int, Any]) -> Contestant:
+def _with_equal_work(contestant: Contestant, histories: dict[int, History]) -> Contestant:
     """The finest level alone with the work that another run spent: one unit is one step of it."""
+    import numpy as np
+
     history = next(iter(histories.values()))
     finest = max(stretch.level for stretch in history.stretches)
     per_epoch = next(s.steps_per_epoch for s in history.stretches if s.level == finest)
@@ -215,6 +222,9 @@ def advise(
     ] = 1000,
 ) -> None:
     """Propose levels and epochs by measurement, with reasons, as lines for the configuration."""
+    from opifex.cli.advice import advise as advise_settings
+    from opifex.cli.configuration import load_settings
+
     with _errors_for_people():
         settings, _ = load_settings(config)
         changes = advise_settings(settings, budget, Console(highlight=False, soft_wrap=True))
@@ -224,6 +234,9 @@ def advise(
 @app.command()
 def plot(folder: Folder) -> None:
     """Draw the figures of a run, finished or not, into its folder, as SVG and PNG."""
+    from opifex.cli.report import draw_folder
+    from opifex.cli.run_folder import RunFolder
+
     with _errors_for_people():
         for figures in draw_folder(RunFolder(folder), png=True).values():
             for figure in figures:
@@ -233,6 +246,9 @@ def plot(folder: Folder) -> None:
 @app.command()
 def report(folder: Folder) -> None:
     """Write the report of a run, finished or not: one HTML file with everything inside."""
+    from opifex.cli.report import write_report
+    from opifex.cli.run_folder import RunFolder
+
     with _errors_for_people():
         where = RunFolder(folder)
         write_report(where)
@@ -244,6 +260,8 @@ def problems(
     methods: Annotated[bool, typer.Option("--methods", help="List methods instead.")] = False,
 ) -> None:
     """List problems with their parameters and defaults, or methods of minimisation."""
+    from opifex.cli.registry import METHODS, PROBLEMS
+
     if methods:
         for name, method in METHODS.items():
             rate = (
@@ -271,6 +289,9 @@ def export(
     seed: Annotated[int | None, typer.Option(help="Which seed, where there are several.")] = None,
 ) -> None:
     """Write the trained model for use elsewhere, with and without this library."""
+    from opifex.cli.model_files import export_run, run_settings
+    from opifex.cli.run_folder import RunFolder
+
     with _errors_for_people():
         allowed = ["safetensors", "jax", "both"]
         if format not in allowed:
@@ -299,6 +320,8 @@ def init(
     force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
 ) -> None:
     """Write a commented configuration for a problem, or for one's own data."""
+    from opifex.cli.example_config import data_config, problem_config
+
     with _errors_for_people():
         if problem is not None and data is not None:
             raise CommandError("give --problem or --data, not both")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -102,8 +101,7 @@ def run_contestant(contestant: Contestant, console: Console) -> dict[int, Histor
     else:
         console.print(f"{contestant.name}: to {folder.path}", markup=False)
         # Else the second of two runs would find the programs of the first compiled.
-        jax.clear_caches()
-        start_run(contestant.settings, contestant.document, console)
+        start_run(contestant.settings, contestant.document, console, fresh=True)
     return {
         seed: load_history(where.state)
         for seed, (_, where) in zip(
@@ -161,7 +159,12 @@ def _errors(history: History) -> list[Evaluation]:
 
 
 def comparison_rows(runs: dict[str, dict[int, History]], target: float) -> list[dict[str, Any]]:
-    """One row per configuration, see `compare_histories`."""
+    """One row per configuration, see `compare_histories`.
+
+    Args:
+        runs: histories by name of the configuration, then by seed.
+        target: the error whose first evaluation at or below it counts as reached.
+    """
     rows: list[dict[str, Any]] = []
     for name, histories in runs.items():
         first = [
@@ -194,7 +197,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows as CSV."""
+    """Write the rows as CSV to a path, whose folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -197,6 +197,11 @@ def _optimizer_mistakes(settings: RunSettings) -> list[tuple[Location, str]]:
         )
         for name in unknown
     ]
+    found += [
+        (("optimizer", "options", name), f"must be a value or a list of values, got {value!r}")
+        for name, value in given.options.items()
+        if not _is_plain(value)
+    ]
     if method.least_squares and settings.data is not None:
         found.append(
             (
@@ -212,6 +217,11 @@ def _optimizer_mistakes(settings: RunSettings) -> list[tuple[Location, str]]:
         except (TypeError, ValueError) as error:
             found.append((("optimizer", "options", str(error).split()[0]), str(error)))
     return found
+
+
+def _is_plain(value: Any) -> bool:
+    entries = value if isinstance(value, list) else [value]
+    return all(entry is None or isinstance(entry, bool | int | float | str) for entry in entries)
 
 
 def _hierarchy_mistakes(settings: RunSettings) -> list[tuple[Location, str]]:

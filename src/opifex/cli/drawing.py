@@ -13,7 +13,7 @@ import numpy as np
 
 from opifex.cli.errors import CommandError
 from opifex.cli.model_files import predictor
-from opifex.cli.registry import PROBLEMS
+from opifex.cli.registry import make_problem
 from opifex.cli.run_folder import RunFolder
 from opifex.cli.saved_state import load_history
 from opifex.cli.settings import RunSettings
@@ -104,7 +104,7 @@ def draw_comparison(folder: Path, histories: dict[str, History]) -> list[Figure]
 def _solution(folder: RunFolder, settings: RunSettings) -> tuple[str, Callable[[], Any] | None]:
     """A picture of what was found, where it can be drawn."""
     if settings.problem is not None:
-        problem = PROBLEMS[settings.problem.name](**settings.problem.parameters)
+        problem = make_problem(settings.problem)
         model = predictor(folder, settings.precision)
         return "What was found, and its error.", lambda: plot_solution(problem, model)
     assert settings.data is not None

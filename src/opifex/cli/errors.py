@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-__all__ = ["CommandError", "ConfigurationError", "nearest"]
+__all__ = ["CommandError", "ConfigurationError", "Interrupted", "nearest"]
 
 
 class CommandError(Exception):
@@ -25,6 +27,18 @@ class ConfigurationError(CommandError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """A run was ended by Ctrl-C; its state is saved.
+
+    Args:
+        folder: what to resume.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(f"go on with: opifex-multilevel resume {shlex.quote(str(folder))}")
 
 
 def nearest(given: object, allowed: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from opifex.cli.configuration import settings_of
 from opifex.cli.errors import CommandError
-from opifex.cli.registry import PROBLEMS
+from opifex.cli.registry import make_problem
 from opifex.cli.run_folder import RunFolder
 from opifex.cli.settings import RunSettings
 from opifex.cli.task import TrainingTask
@@ -98,7 +98,7 @@ def predictor(folder: RunFolder, dtype: str) -> Callable[[Any], Any]:
 def example_input(folder: RunFolder, settings: RunSettings) -> np.ndarray:
     """An input of the shape that the model takes, for one sample or point."""
     if settings.problem is not None:
-        problem = PROBLEMS[settings.problem.name](**settings.problem.parameters)
+        problem = make_problem(settings.problem)
         return np.zeros((1, problem.input_dim), settings.precision)
     shape = folder.read_json("data.json").get("input_shape")
     if shape is None:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import optax
 from flax import nnx
 
 import opifex.problems
-from opifex.cli.settings import OptimizerSettings, StrategySettings
+from opifex.cli.settings import OptimizerSettings, ProblemSettings, StrategySettings
 from opifex.optimization import scale_by_age_corrected_adam
 from opifex.optimization.second_order import (
     EnergyNaturalGradient,
@@ -34,7 +35,15 @@ from opifex.training.multilevel import (
     WCycle,
 )
 
-__all__ = ["ACTIVATIONS", "METHODS", "PROBLEMS", "Method", "make_cycle", "make_optimizer"]
+__all__ = [
+    "ACTIVATIONS",
+    "METHODS",
+    "PROBLEMS",
+    "Method",
+    "make_cycle",
+    "make_optimizer",
+    "make_problem",
+]
 
 
 def _kebab(name: str) -> str:
@@ -50,6 +59,28 @@ PROBLEMS: Mapping[str, type[Problem]] = {
     and dataclasses.is_dataclass(value)
 }
 """Problems by the names that configurations use."""
+
+
+def make_problem(settings: ProblemSettings) -> Problem:
+    """A problem with its parameters.
+
+    Equal settings give the same object: programs are kept by the functions in it, so that a second run
+    in a process compiles nothing.
+
+    Args:
+        settings: name and parameters.
+
+    Raises:
+        TypeError: if a parameter has the wrong type.
+        ValueError: if a parameter is out of range.
+    """
+    return _problem(settings.name, tuple(sorted(settings.parameters.items())))
+
+
+@lru_cache(maxsize=16, typed=True)
+def _problem(name: str, parameters: tuple[tuple[str, float], ...]) -> Problem:
+    return PROBLEMS[name](**dict(parameters))
+
 
 ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
     "tanh": jnp.tanh,
@@ -187,17 +218,25 @@ def make_optimizer(settings: OptimizerSettings, level_steps: Sequence[int]) -> M
         name: tuple(value) if isinstance(value, list) else value
         for name, value in settings.options.items()
     }
+    make = partial(_made, settings.name, tuple(options.items()))
     if method.learning_rate is None:
-        return MultilevelOptimizer(method.make(**options))
+        return MultilevelOptimizer(make(None, None))
     rate = settings.learning_rate or method.learning_rate
     if settings.schedule == "constant":
-        return MultilevelOptimizer(method.make(learning_rate=rate, **options))
-    return MultilevelOptimizer(
-        [
-            method.make(learning_rate=optax.cosine_decay_schedule(rate, steps), **options)
-            for steps in level_steps
-        ]
-    )
+        return MultilevelOptimizer(make(rate, None))
+    return MultilevelOptimizer([make(rate, steps) for steps in level_steps])
+
+
+@lru_cache(maxsize=64, typed=True)
+def _made(
+    name: str, options: tuple[tuple[str, Any], ...], rate: float | None, steps: int | None
+) -> Any:
+    """The same object for equal settings, by which compiled programs are kept."""
+    given = dict(options)
+    if rate is not None:
+        cosine = steps is not None
+        given["learning_rate"] = optax.cosine_decay_schedule(rate, steps) if cosine else rate
+    return METHODS[name].make(**given)
 
 
 def make_cycle(settings: StrategySettings, cycles: int | None = None) -> Cycle:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from opifex.cli.errors import CommandError, nearest
-from opifex.cli.registry import ACTIVATIONS, PROBLEMS
+from opifex.cli.registry import ACTIVATIONS, make_problem
 from opifex.cli.settings import DataSettings, HierarchySettings, RunSettings
 from opifex.core.metrics import relative_l2
 from opifex.data import FieldNormalizer, read_fields
@@ -161,10 +161,20 @@ def _networks(settings: RunSettings, inputs: int, outputs: int, seed: int) -> li
 # -- equations -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _ProblemError:
+    """The error against the solution; equal for equal problems, by which programs are kept."""
+
+    problem: Problem
+
+    def __call__(self, model: Any) -> dict[str, Any]:
+        return {ERROR: self.problem.relative_l2_error(model)}
+
+
 def _problem_task(settings: RunSettings) -> TrainingTask:
     given = settings.problem
     assert given is not None
-    problem = PROBLEMS[given.name](**given.parameters)
+    problem = make_problem(given)
     hard = given.conditions == "hard"
 
     def make_models(seed: int) -> list[nnx.Module]:
@@ -182,9 +192,6 @@ def _problem_task(settings: RunSettings) -> TrainingTask:
         arrays = tuple(jnp.asarray(part, _dtype(settings)) for part in points)
         return arrays[:1] if hard else arrays
 
-    def evaluate(model: Any) -> dict[str, Any]:
-        return {ERROR: problem.relative_l2_error(model)}
-
     batch = settings.batch_size
     if batch is not None and batch > given.interior_points:
         raise ValueError(
@@ -194,7 +201,7 @@ def _problem_task(settings: RunSettings) -> TrainingTask:
     return TrainingTask(
         settings=settings,
         loss=problem.terms[:1] if hard else problem.terms,
-        evaluate=evaluate,
+        evaluate=_ProblemError(problem),
         facts=(
             f"problem {given.name}: {given.interior_points} interior points, conditions are "
             f"{conditions}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from opifex.cli.configuration import settings_of
 from opifex.cli.display import RunDisplay, shown
-from opifex.cli.errors import CommandError
+from opifex.cli.errors import CommandError, Interrupted
 from opifex.cli.model_files import write_model
 from opifex.cli.outputs import write_tables
 from opifex.cli.registry import make_cycle, make_optimizer
@@ -56,22 +55,10 @@ from opifex.training.multilevel import (
 )
 from opifex.training.objective import count_parameters
 
-__all__ = ["Interrupted", "resume_run", "start_run"]
+__all__ = ["resume_run", "start_run"]
 
 # Saving the state may take this share of the time, where evaluations follow each other closely.
 _SAVING_SHARE = 0.1
-
-
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """A run was ended by Ctrl-C; its state is saved.
-
-    Args:
-        folder: what to resume.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        super().__init__(f"go on with: opifex-multilevel resume {shlex.quote(str(folder))}")
 
 
 def start_run(
@@ -80,6 +67,7 @@ def start_run(
     console: Console,
     *,
     overwrite: bool = False,
+    fresh: bool = False,
 ) -> RunFolder:
     """Run a configuration with all its seeds.
 
@@ -88,6 +76,7 @@ def start_run(
         document: the same as it was given.
         console: where to show progress.
         overwrite: replace what is in the output folder if it is an earlier run.
+        fresh: forget compiled programs before every seed, so that none finds those of another.
 
     Returns:
         The run folder.
@@ -112,7 +101,7 @@ def start_run(
         folder.write_json("versions.json", versions())
         if task.samples is not None and task.settings.data is not None:
             folder.write_json("data.json", _data_facts(task))
-        _run_seeds(task, folder, console)
+        _run_seeds(task, folder, console, fresh=fresh)
     return folder
 
 
@@ -157,7 +146,9 @@ def _data_facts(task: TrainingTask) -> dict[str, Any]:
     }
 
 
-def _run_seeds(task: TrainingTask, folder: RunFolder, console: Console) -> None:
+def _run_seeds(
+    task: TrainingTask, folder: RunFolder, console: Console, *, fresh: bool = False
+) -> None:
     settings = task.settings
     several = len(settings.seeds) > 1
     for fact in task.facts:
@@ -168,6 +159,8 @@ def _run_seeds(task: TrainingTask, folder: RunFolder, console: Console) -> None:
             where = folder.seed(seed) if several else folder
             if several and where.status == "finished":
                 continue
+            if fresh:
+                jax.clear_caches()
             _run_seed(task, seed, where, console, f"seed {seed}" if several else "")
     except Interrupted as interrupt:
         folder.set_status("interrupted")
