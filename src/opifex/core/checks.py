@@ -118,7 +118,7 @@ def check_positive_numbers(name: str, values: Any) -> tuple[float, ...]:
 
 
 def check_last_axis(name: str, array: Any, size_name: str, size: int) -> None:
-    """Raise unless the last axis of ``array`` has the given size."""
+    """Raise unless the last axis of ``array`` has the given ``size``, which is called ``size_name``."""
     shape = array.shape if hasattr(array, "shape") else np.shape(array)
     if not shape or shape[-1] != size:
         raise ValueError(

@@ -52,8 +52,8 @@ class AllenCahnReference:
     Attributes:
         diffusivity: coefficient of the second derivative.
         reaction: coefficient of u - u^3.
-        smooth: the solution without its kinks, at $0 < x < 1$ (cell centres) and at the times of
-            `_times`, shape (times, points).
+        smooth: the solution without its kinks, at $0 < x < 1$ (cell centres) and at times that lie
+            dense at first, as logarithms, then evenly, shape (times, points).
         error: an estimate of the largest error, about four times what it is.
     """
 

@@ -264,7 +264,12 @@ def _init_program(smoother: Any) -> Any:
 
 
 def initial_state(smoother: Smoother, params: Any) -> Any:
-    """State of a smoother for parameters, as one compiled program."""
+    """State of a smoother for its parameters, as one compiled program.
+
+    Args:
+        smoother: the smoother.
+        params: the parameters.
+    """
     return _init_program(hashable(smoother))(params)
 
 

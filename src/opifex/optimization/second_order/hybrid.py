@@ -45,12 +45,13 @@ class HybridOptimizerConfig:
 
     Attributes:
         learning_rate: of Adam; a number or an Optax schedule.
-        criterion: one of the above.
+        criterion: ``"loss-variance"``, ``"relative-improvement"``, ``"gradient-norm"`` or ``"step"``.
         window: number of losses that the loss criteria use; they never switch before.
-        variance_tolerance: see above.
-        improvement_tolerance: see above.
-        gradient_tolerance: see above.
-        switch_step: see above.
+        variance_tolerance: variance of the losses, relative to their squared mean, below which
+            ``"loss-variance"`` switches.
+        improvement_tolerance: relative improvement below which ``"relative-improvement"`` switches.
+        gradient_tolerance: Euclidean norm of the gradient below which ``"gradient-norm"`` switches.
+        switch_step: number of steps of Adam after which ``"step"`` switches.
         min_adam_steps: no criterion but ``"step"`` switches before this many steps.
         max_adam_steps: switch after this many steps in any case; ``None`` for no such limit.
         memory_size: pairs of differences that L-BFGS keeps.

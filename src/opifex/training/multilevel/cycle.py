@@ -362,6 +362,11 @@ def as_cycle(cycle: Any) -> Cycle:
 def check_moves(moves: Sequence[Move], num_levels: int, start: int) -> None:
     """Raise unless every move can be made from where the one before it ends.
 
+    Args:
+        moves: the moves of a run.
+        num_levels: number of levels.
+        start: level on which the run begins.
+
     Raises:
         ValueError: naming the move and where the run stands then.
     """

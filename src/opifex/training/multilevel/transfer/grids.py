@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 GRID_KINDS = ("periodic", "cell", "vertex")
-"""Where the points of an axis lie, see above."""
+"""Where the n points of an axis lie: at j / n, (j + 1/2) / n, or j / (n - 1) with the boundary."""
 
 METHODS = {
     "periodic": ("auto", "spectral"),
@@ -184,8 +184,9 @@ def restriction_matrix(
         fine: number of points before.
         coarse: number of points after, at most ``fine``.
         grid_kind: ``"periodic"``, ``"cell"`` or ``"vertex"``.
-        method: one of the methods of the grid kind, see above; ``"auto"`` is ``"spectral"``,
-            ``"full-weighting"``, or on cells ``"average"`` if the grids nest, else ``"cosine"``.
+        method: ``"spectral"`` (periodic), ``"average"`` (cell), ``"full-weighting"`` (vertex) or
+            ``"cosine"`` (cell or vertex); ``"auto"`` is ``"spectral"``, ``"full-weighting"``, or on
+            cells ``"average"`` if the grids nest, else ``"cosine"``.
 
     Raises:
         ValueError: if ``grid_kind`` is unknown, ``method`` is not one of its methods, or ``coarse``
@@ -285,8 +286,12 @@ def restrict_field(
     Args:
         field: shape (batch, *spatial, channels), a NumPy or a JAX array.
         shape: points per axis of the coarser grid, at most those of ``field``.
-        grid_kind: where the points lie, for all axes or one per axis, see above.
-        method: how to restrict, for all axes or one per axis, see above.
+        grid_kind: where the points lie, for all axes or one per axis: ``"periodic"`` at j / n,
+            ``"cell"`` at (j + 1/2) / n, ``"vertex"`` at j / (n - 1) with the boundary.
+        method: how to restrict, for all axes or one per axis: ``"spectral"`` (periodic), ``"average"``
+            (cell), ``"full-weighting"`` (vertex), ``"cosine"`` (cell or vertex); ``"auto"`` is
+            ``"spectral"``, ``"full-weighting"``, or on cells ``"average"`` if the grids nest, else
+            ``"cosine"``.
 
     Returns:
         Fields of shape (batch, *shape, channels), of the kind of array that was given. An axis
@@ -310,7 +315,17 @@ def interpolate_field(
     grid_kind: str | Sequence[str] = "periodic",
     method: str | Sequence[str] = "auto",
 ) -> _Fields:
-    """Fields on a finer grid; the counterpart of `restrict_field`, with the same arguments.
+    """Fields on a finer grid; the counterpart of `restrict_field`.
+
+    Args:
+        field: shape (batch, *spatial, channels), a NumPy or a JAX array.
+        shape: points per axis of the finer grid, at least those of ``field``.
+        grid_kind: where the points lie, for all axes or one per axis; see `restrict_field`.
+        method: the restriction whose counterpart is meant, for all axes or one per axis; see
+            `restrict_field`.
+
+    Returns:
+        Fields of shape (batch, *shape, channels), of the kind of array that was given.
 
     Raises:
         ValueError: if the shapes do not fit, or a grid kind or method is not allowed.

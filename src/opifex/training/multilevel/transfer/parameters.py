@@ -181,6 +181,10 @@ def placed_like(values: np.ndarray, like: Array) -> Array:
 
     A program that was compiled for arrays which are bound to no device would be compiled once more
     for arrays that are.
+
+    Args:
+        values: the values.
+        like: the array whose place they take.
     """
     return jax.device_put(values, like.sharding if like.committed else None)
 

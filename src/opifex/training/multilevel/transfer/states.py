@@ -296,7 +296,12 @@ def _structure(state: Any) -> Any:
 
 
 def same_method(coarse_state: Any, fine_state: Any) -> bool:
-    """Whether two optimizer states have the same structure around what mirrors the parameters."""
+    """Whether two optimizer states have the same structure around what mirrors the parameters.
+
+    Args:
+        coarse_state: state of the coarser level.
+        fine_state: state of the finer level, or its shapes.
+    """
     return bool(_structure(coarse_state) == _structure(fine_state))
 
 

@@ -200,7 +200,7 @@ def function_difference(
 
     Returns:
         The largest difference of an output, infinite where only one of the two is a number, and the
-        difference that is allowed, see above. Of several outputs, those of the one that is worst.
+        difference that rounding allows. Of several outputs, those of the one that is worst.
 
     Raises:
         TransferError: if the outputs differ in shape, or hold no array.

@@ -1,0 +1,128 @@
+"""``help()`` of every public name stands alone."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import pytest
+
+import opifex
+
+# What a docstring may lean on instead of naming its arguments once more.
+_ELSEWHERE = re.compile(r"(Arguments|Attributes)[^.]* are those of `\w+(\.\w+)*`", re.IGNORECASE)
+_POSITION = re.compile(
+    r"\b(see|as|described|defined|shown|mentioned|of the|given) (above|below)\b", re.IGNORECASE
+)
+_PRIVATE = re.compile(r"`+(?:\w+\.)*_[a-z]\w*")
+_OPTIONAL = {"matplotlib", "shapely", "typer", "pydantic"}
+
+
+def modules():
+    names = [module.name for module in pkgutil.walk_packages(opifex.__path__, "opifex.")]
+    for name in ["opifex", *names]:
+        try:
+            yield importlib.import_module(name)
+        except ImportError as error:  # an optional dependency that is not installed
+            if (error.name or "").split(".")[0] not in _OPTIONAL:
+                raise
+
+
+def public():
+    """Every public class and function once, by the name of its own module."""
+    found = {}
+    for module in modules():
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            own = (getattr(value, "__module__", None) or "").startswith("opifex")
+            if own and (inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value))):
+                found[f"{value.__module__}.{value.__qualname__}"] = value
+    return found
+
+
+PUBLIC = public()
+
+
+def shown_methods(value):
+    """What help shows of a class: its own public methods and properties."""
+    for name, member in vars(value).items():
+        function = member.fget if isinstance(member, property) else member
+        function = getattr(function, "__func__", function)
+        if not name.startswith("_") and inspect.isfunction(function):
+            yield name, function
+
+
+def texts(value):
+    yield inspect.getdoc(value) or ""
+    if inspect.isclass(value):
+        for _, function in shown_methods(value):
+            yield inspect.getdoc(function) or ""
+
+
+def test_there_is_something_to_look_at():
+    assert len(PUBLIC) > 150
+    assert "opifex.training.multilevel.trainer.CascadeTrainer" in PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_docstring_says_what_it_is(name):
+    value = PUBLIC[name]
+    assert value.__doc__, f"{name} has no docstring of its own"
+    assert not value.__doc__.startswith(f"{value.__name__}("), f"{name}: the signature alone"
+    if inspect.isclass(value):
+        for method, function in shown_methods(value):
+            assert function.__doc__ or inspect.getdoc(getattr(value, method)), f"{name}.{method}"
+
+
+def parameters(value):
+    """What a caller passes: no ``self``, nothing private."""
+    if inspect.isclass(value):
+        # Flax and list hide the arguments behind those of their own.
+        own = [
+            vars(base).get("__init__") for base in value.__mro__ if base.__module__ != "builtins"
+        ]
+        own = [method for method in own if "opifex" in getattr(method, "__module__", "") or ""]
+        if own:
+            value = own[0]
+        elif not hasattr(value, "_fields") and not hasattr(value, "__dataclass_fields__"):
+            return []
+    skipped = {"self", "cls"}
+    if getattr(value, "__module__", "") == "opifex.core.checks":
+        skipped.add("name")  # of the argument, first in all of them
+    names = inspect.signature(value).parameters
+    return [name for name in names if name not in skipped and not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_arguments_are_explained(name):
+    value = PUBLIC[name]
+    if inspect.isclass(value) and (
+        getattr(value, "_is_protocol", False) or issubclass(value, Exception)
+    ):
+        return  # not to be called by users
+    text = " ".join((inspect.getdoc(value) or "").split())
+    if _ELSEWHERE.search(text):
+        return
+    try:
+        wanted = parameters(value)
+    except ValueError:  # enumerations and the like
+        return
+    if len(wanted) == 1 and not inspect.isclass(value) and "Args:" not in text:
+        return  # one line says it all
+    missing = [
+        argument
+        for argument in wanted
+        if not re.search(rf"\b{argument}\b", text.split("Example:")[0])
+    ]
+    assert not missing, f"{name} does not explain {missing}"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_nothing_points_out_of_the_picture(name):
+    for text in texts(PUBLIC[name]):
+        text = " ".join(text.split())
+        for pattern in (_POSITION, _PRIVATE):
+            found = pattern.search(text)
+            assert found is None, (
+                f"{name}: ...{text[max(0, found.start() - 60) : found.end() + 20]}"
+            )
