@@ -36,7 +36,7 @@ from opifex.training.multilevel.transfer import plan_transfer
 from opifex.training.objective import Objective, split_model
 from tolerances import rounding
 
-X = np.linspace(-1.0, 1.0, 24)[:, None]
+X = np.linspace(-1.0, 1.0, 24, dtype=np.float32)[:, None]
 POINTS = jnp.asarray(X, jnp.float32)
 TERM = ResidualTerm("fit", lambda u, x: u(x) - jnp.sin(3 * x))
 

@@ -402,7 +402,7 @@ def test_calls_of_one_epoch_see_every_sample() -> None:
             lambda model, i: jnp.sum(2.0**i) + 0 * model.count[...],
             (index,),
             epochs=[1],
-            batch_size=4,
+            batch_size=3,
         )
     seen = functools.reduce(np.bitwise_or, run.history.losses.astype(int))
     assert seen == 2**10 - 1

@@ -267,8 +267,8 @@ def test_visits_are_counted_by_the_gradient_too() -> None:
 
 
 def test_the_remainder_of_an_epoch_is_another_one_each_time() -> None:
-    drawn = batches_drawn(6, 7, 3).reshape(6, 6)
-    left_out = [set(range(7)) - set(epoch) for epoch in drawn]
+    drawn = batches_drawn(6, 10, 3).reshape(6, 9)
+    left_out = [set(range(10)) - set(epoch) for epoch in drawn]
     assert all(len(rest) == 1 for rest in left_out)
     assert len({tuple(rest) for rest in left_out}) > 1
 

@@ -11,7 +11,7 @@ from opifex.models import MLP, CorrectedModel, FrozenVariable
 from opifex.training.multilevel import CascadeTrainer, Monitor, ResidualCorrection
 from tolerances import rounding
 
-X = np.linspace(-1.0, 1.0, 20)[:, None]
+X = np.linspace(-1.0, 1.0, 20, dtype=np.float32)[:, None]
 
 
 def loss(model, x):
