@@ -24,6 +24,7 @@ ROOMS = [
     "opifex.storage",
     "opifex.training.multilevel",
     "opifex.viz",
+    "opifex.loggers",
 ]
 
 WITH_EXAMPLE = {
