@@ -136,6 +136,10 @@ class LiveDisplay:
         self._rows[progress.level] = progress
         self._latest = progress
 
+    def end(self) -> None:
+        """Nothing is done any more."""
+        self._phase = None
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table as it is now."""
         del console, options
@@ -186,6 +190,7 @@ def _live(console: Console, name: str, sizes: Sequence[int]) -> Iterator[RunDisp
         display = LiveDisplay(live, name, sizes)
         live.update(display)
         yield display
+        display.end()
 
 
 @contextmanager
