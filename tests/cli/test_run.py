@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from opifex.cli import training
 from opifex.cli.model_files import predictor, run_settings
 from opifex.cli.registry import PROBLEMS
 from opifex.cli.report import seed_folders
@@ -210,6 +211,17 @@ def test_training_that_diverges_is_told_and_saved(command, finished):
     status = read_json(command.folder / "out" / "status.json")
     assert status["status"] == "failed"
     assert "finite" in status["reason"]
+
+
+def test_a_model_that_cannot_be_written_does_not_undo_the_run(command, finished, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(training, "write_model", fail)
+    command.write((finished.folder / "config.yaml").read_text(encoding="utf-8"))
+    assert "disk full" in command("run", "config.yaml", "--no-figures")
+    assert read_json(command.folder / "out" / "status.json")["status"] == "finished"
+    assert "holds no model yet" in command("export", "out", code=2)
 
 
 def test_problems_and_methods_are_listed(command):

@@ -129,7 +129,7 @@ def _summary(folder: RunFolder) -> str:
         return f"<p>{html.escape(str(status.get('status')))}</p>" + _table(
             names, [[row.get(name, "-") for name in names] for row in seeds]
         )
-    return _table(["result", ""], list(status.items()))
+    return _table(["result", ""], [(k.replace("_", " "), v) for k, v in status.items()])
 
 
 def _levels(history: History) -> str:

@@ -269,7 +269,10 @@ def _run_seed(
             raise CommandError(f"training failed: {error}") from error
         _save(folder, trainer, saver, complete=True)
         write_tables(folder, trainer.history)
-        write_model(folder, trainer.model, task)
+        try:
+            write_model(folder, trainer.model, task)
+        except (ImportError, OSError, ValueError) as error:  # the state holds the model, too
+            display.say(f"no model in {folder.model}: {error}")
         folder.set_status("finished", **_facts(trainer))
         display.say(_last_words(trainer))
 
