@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -62,11 +61,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Command:
     command.write(POISSON.replace("loggers: []", "loggers: [tensorboard]"))
     command("run", "config.yaml")
     return command
-
-
-def save_fields(path: Path, samples: int = 20, points: int = 16) -> None:
-    """Pairs of functions: waves, and a nonlinear function of them, in other units."""
-    rng = np.random.default_rng(0)
-    x = (np.arange(points) + 0.5) / points
-    force = sum(rng.normal(size=(samples, 1)) * np.cos(np.pi * k * x) for k in range(1, 4))
-    np.savez(path, force=force, height=1e3 * np.sin(force) + 500)

@@ -90,6 +90,7 @@ def test_configurations_side_by_side(command):
     assert "out holds a finished run with another epochs" in output
 
 
+@pytest.mark.slow  # the page of the command line runs it, too
 def test_the_finest_level_alone_gets_as_much_work(command):
     command.write(POISSON)
     command("compare", "config.yaml", "--strategies", "cascade,finest", "--no-figures")

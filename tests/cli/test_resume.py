@@ -191,6 +191,22 @@ def test_cycles_go_on(command, monkeypatch, strategy):
 
 
 @pytest.mark.slow
+def test_batches_and_schedules_go_on(command, monkeypatch):
+    values = np.random.default_rng(0).normal(size=(20, 16))
+    np.savez(command.folder / "a.npz", a=values, u=values**2)
+    command.write(
+        "data: {path: a.npz}\nhierarchy: {levels: 2, modes: 4, width: 4, layers: 1}\n"
+        "optimizer: {name: multilevel-adam, learning_rate: 1e-2, schedule: cosine}\n"
+        "epochs: [4, 4]\nbatch_size: 6\nevaluation_interval: 1\noutput: out\nloggers: []\n"
+    )
+    ctrl_c_at(monkeypatch, 18)  # three steps per epoch: in the middle of level 1
+    command("run", "config.yaml", "--no-figures", code=130)
+    output = command("resume", "out", "--no-figures")
+    assert "optimizer's state is restored; epochs left per level: [2]" in output
+    assert load_history(command.folder / "out" / "state").num_steps == 24
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     (tmp_path / "a.yaml").write_text(
