@@ -22,7 +22,11 @@ MODELS = [
     (RandomFeatures(2, 1, 8, patches=(2, 1), rngs=RNGS), (2,)),
     (Poisson().trial_function(MLP(2, 1, [8], rngs=RNGS)), (2,)),
     (FNO(3, 4, num_layers=1, rngs=RNGS), (16, 1)),
-    (FNO(2, 4, spatial_dims=2, num_layers=1, transform="fft", rngs=RNGS), (8, 8, 1)),
+    pytest.param(
+        FNO(2, 4, spatial_dims=2, num_layers=1, transform="fft", rngs=RNGS),
+        (8, 8, 1),
+        marks=pytest.mark.slow,
+    ),
     (FNO(2, 4, spatial_dims=2, num_layers=1, transform="matmul", rngs=RNGS), (8, 8, 1)),
 ]
 
