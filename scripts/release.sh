@@ -29,8 +29,9 @@ print(said["pyproject.toml"])
 PROGRAM
 )
 echo "version $version"
-grep -q "^## .*$version" CHANGELOG.md || {
-  message="CHANGELOG.md has no section for $version"
+# The newest section is that of the release, so that nothing is left under "Unreleased".
+grep -m 1 "^## " CHANGELOG.md | grep -qF " $version" || {
+  message="the first section of CHANGELOG.md is not that of $version"
   test $tag = no && echo "would stop: $message" || fail "$message"
 }
 changes=$(git status --porcelain)

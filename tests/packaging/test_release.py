@@ -68,7 +68,9 @@ def test_a_dry_run_tags_nothing_and_says_what_would_stop(tree):
     (tree / "new.txt").touch()
     result = release(tree)
     assert result.returncode == 0, result.stderr
-    assert f"would stop: CHANGELOG.md has no section for {version()}" in result.stdout
+    assert (
+        f"would stop: the first section of CHANGELOG.md is not that of {version()}" in result.stdout
+    )
     assert "would stop: the tree is not clean" in result.stdout
     assert "dry run: nothing tagged" in result.stdout
     assert git(tree, "tag") == ""
@@ -103,10 +105,15 @@ def test_a_tag_is_refused(tree, spoil, message):
     assert git(tree, "tag") == ""
 
 
-def test_a_tag_needs_a_section_of_changes(tree):
+def test_nothing_may_be_left_unreleased(tree):
+    commit_changes(tree)
+    text = (tree / "CHANGELOG.md").read_text()
+    (tree / "CHANGELOG.md").write_text(text.replace("## ", "## Unreleased\n\n- more\n\n## "))
+    git(tree, "commit", "-q", "-a", "-m", "more")
     result = release(tree, "--tag")
     assert result.returncode == 1
-    assert "CHANGELOG.md has no section" in result.stderr
+    assert "the first section of CHANGELOG.md is not that of" in result.stderr
+    assert git(tree, "tag") == ""
 
 
 def test_other_arguments_are_refused(tree):
