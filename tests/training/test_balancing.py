@@ -50,6 +50,8 @@ def slope(u, x):
 
 
 STILL, ADAM = optax.sgd(0.0), optax.adam(1e-2)
+# `fit` warns that nothing moves, which is meant here.
+STANDING = pytest.mark.filterwarnings("ignore:the optimizer leaves all parameters:UserWarning")
 SOLVERS = {
     "LevenbergMarquardt": LevenbergMarquardt(step_lengths=(1.0,), geodesic_acceleration=False),
     "GaussNewton": GaussNewton(),
@@ -249,6 +251,7 @@ def test_nothing_is_recorded_where_nothing_is_balanced():
     assert history.work - before > 3
 
 
+@STANDING
 def test_weights_follow_new_points_and_new_levels():
     """With a step length of zero nothing changes but the points and, between levels, the model."""
     run = trainer(STILL, (3, 4))
@@ -264,6 +267,7 @@ def test_weights_follow_new_points_and_new_levels():
     assert history.weights[4, 0] != pytest.approx(history.weights[0, 0], rel=1e-3)
 
 
+@STANDING
 def test_weights_are_computed_once_per_level_unless_asked_for():
     run = trainer(STILL, (3, 4))
     data = Resampled(POINTS, lambda model, data, key: (data[0] + 0.25, data[1]), every=2)
@@ -301,6 +305,7 @@ def test_a_visit_for_a_correction_minimises_with_the_finer_levels_weights(coarse
         assert np.all(np.diff(history.losses)[same] <= CLOSE * history.losses[:-1][same])
 
 
+@STANDING
 def test_mini_batches_see_weights_of_all_points():
     data = (X, X)
     history = trainer(STILL).fit(

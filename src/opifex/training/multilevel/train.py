@@ -14,8 +14,6 @@ coarse level minimises $F_h$ itself over the entries that $P$ fills.
 
 from __future__ import annotations
 
-import inspect
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import PRNGKeyArray
 
 from opifex.training.balancing import Balance, Balanced
 from opifex.training.errors import NonFiniteLossError
@@ -53,6 +50,7 @@ from opifex.training.multilevel.cycle import (
 )
 from opifex.training.multilevel.data import Resampled
 from opifex.training.multilevel.history import History
+from opifex.training.multilevel.interpolation import interpolated
 from opifex.training.multilevel.monitor import LevelProgress, Metrics, Monitor
 from opifex.training.multilevel.observation import Announcer, metric_values
 from opifex.training.multilevel.state import CoarseVisit, LevelState, RunState
@@ -65,11 +63,11 @@ from opifex.training.multilevel.transfer import (
     plan_transfer,
     verify_transfer,
 )
+from opifex.training.multilevel.weights import Weights
 from opifex.training.objective import Objective, hashable, plain
-from opifex.training.operations import count_operations
 from opifex.training.smoother import Smoother, initial_state, moves_nothing
 
-__all__ = ["Task", "interpolated", "train"]
+__all__ = ["Task", "train"]
 
 # A loss evaluation costs about a third of a step, whose gradient takes a forward and a backward pass.
 _LOSS_COST = 1 / 3
@@ -78,8 +76,6 @@ _CALL_SECONDS = 1.0
 _CHECKED_ROWS = 4
 # Steps for which an optimizer that moved nothing is asked whether it will move something.
 _LOOK_AHEAD = 10_000
-# Epochs between two updates of weights that are computed once per level.
-_NEVER_AGAIN = sys.maxsize
 
 MoveState = Callable[[int, Any, nnx.Module, nnx.Module], Any]
 """``move(level, state, coarse_model, fine_model)``: smoother state for level ``level + 1``."""
@@ -146,54 +142,6 @@ def train(
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def interpolated(
-    transfer: Transfer, coarse: nnx.Module, fine: nnx.Module, loss: float | None = None
-) -> nnx.Module:
-    """The model that a transfer makes for the finer level.
-
-    Args:
-        transfer: the transfer; one with an argument named ``loss`` gets the coarse level's last loss.
-        coarse: model of the coarser level.
-        fine: model of the finer level.
-        loss: the last loss, ``None`` where it is not known.
-
-    Raises:
-        TypeError: if the transfer returns no model.
-        ValueError: if it returns a model of other shapes than the fine one, unless it says that it
-            does so by an attribute ``changes_structure``.
-    """
-    extra: dict[str, Any] = {"loss": loss} if _takes_loss(transfer) else {}
-    new = transfer(coarse, fine, **extra)
-    if not isinstance(new, nnx.Module):
-        raise TypeError(
-            f"prolongate_fn must return the new fine model, got {new!r} of type "
-            f"{type(new).__name__}"
-        )
-    if getattr(transfer, "changes_structure", False):
-        return new
-    shapes, wanted = (
-        {
-            jax.tree_util.keystr(path): getattr(leaf, "shape", ())
-            for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))
-        }
-        for model in (new, fine)
-    )
-    if shapes != wanted:
-        name = next(n for n in [*wanted, *shapes] if shapes.get(n) != wanted.get(n))
-        raise ValueError(
-            "prolongate_fn must return a model like the fine one, which has "
-            f"{name}: {wanted.get(name, 'nothing')}, got {shapes.get(name, 'nothing')}"
-        )
-    return new
-
-
-def _takes_loss(transfer: Transfer) -> bool:
-    try:
-        return "loss" in inspect.signature(transfer).parameters
-    except (TypeError, ValueError):
-        return False
-
-
 @lru_cache(maxsize=64)
 def _gradient_program(structure: Any) -> Any:
     del structure  # bounds the life of the program, as in the compiled loop
@@ -218,12 +166,6 @@ def _draw_program(draw: Any, structure: Any) -> Any:
     return jax.jit(
         lambda objective, params, key: plain(draw)(objective.model(params), objective.data, key)
     )
-
-
-@lru_cache(maxsize=64)
-def _balance_program(method: Any, structure: Any) -> Any:
-    del structure
-    return jax.jit(plain(method).update)
 
 
 class Snapshot(NamedTuple):
@@ -312,9 +254,9 @@ class _Interpreter:
         self._metrics: dict[str, float] = {}
         self._last_loss: float | None = None
         self._plans: dict[tuple[int, int], TransferPlan] = {}
-        # Steps of this run on each level that the user stood on, and the price of new weights there.
+        # Steps of this run on each level that the user stood on.
         self._taken: Counter[int] = Counter()
-        self._balance_operations: dict[int, float] = {}
+        self._weights = Weights(self.task.balanced, self.history)
         # What the transfers will make of the levels: found before any work, and compiled ahead.
         self._predicted = list(self.state.levels)
 
@@ -382,7 +324,11 @@ class _Interpreter:
                     self.task.batch_size,
                 )
                 if self.task.balanced is not None and owner == user_level:
-                    self._price_balancing(owner, levels[owner])
+                    values = levels[owner]
+                    own = Objective(
+                        self.task.loss, values.graphdef, self.state.data[owner], values.rest
+                    )
+                    self._weights.price(owner, values, own, self.state.key)
             if not isinstance(move, Interpolate | Restrict):
                 continue
             coarse = move.level - 1 if isinstance(move, Interpolate) else move.level
@@ -415,7 +361,7 @@ class _Interpreter:
         model = levels[owner]
         objective = Objective(self.task.loss, model.graphdef, self.state.data[owner])
         if self.task.balanced is not None:
-            objective = objective.at(weights=self._balance_of(model).weights)
+            objective = objective.at(weights=self._weights.of(model).weights)
         if owner != level:
             return objective.at(frame=model.params, layout=self._plan(level, owner))
         if self.cycle.coarse == "rediscretised" and level < self.finest:
@@ -550,7 +496,7 @@ class _Interpreter:
         redraw = total
         if task.resampled is not None and not self.state.visits:
             redraw = task.resampled.every * per_epoch if task.resampled.every else interval
-        renew = self._balancing_interval() * per_epoch
+        renew = self._weights.interval(visiting=bool(self.state.visits)) * per_epoch
         losses: list[np.ndarray] = []
         previous: tuple[_Place, int] | None = None
         done = 0
@@ -704,9 +650,12 @@ class _Interpreter:
     def _restrict(self, level: int) -> None:
         objective, params, rest = self._position()
         here = self.state.level
-        if self._balancing_interval() and not self._taken[here]:  # no smoothing has done it
+        visiting = bool(self.state.visits)
+        if self._weights.interval(visiting) and not self._taken[here]:  # no smoothing has done it
             with self.history.stopwatch.charge("balancing"):
-                balance, key = self._new_weights(objective.at(rest=rest), params, self.state.key)
+                balance, key = self._weights.new(
+                    here, self.state.levels[here], objective.at(rest=rest), params, self.state.key
+                )
             self.keep(replace(self.state.with_level(here, balance=balance), key=key))
             objective = objective.at(weights=balance.weights)
         fine_level, owner = self.state.working_level, self._owner(level, self.state.level)
@@ -894,50 +843,17 @@ class _Interpreter:
             loop=current._replace(key=key),
         )
 
-    def _balance_of(self, level: LevelState) -> Balance:
-        """The state of the balancing of a level, whether it was balanced already or not."""
-        assert self.task.balanced is not None
-        if level.balance is None:
-            return self.task.balanced.method.start(self.task.balanced.terms)
-        return level.balance
-
-    def _balancing_interval(self) -> int:
-        """Epochs from one update of the weights to the next; zero where there is none."""
-        balanced = self.task.balanced
-        # Weights that change during a visit would change what its correction is for.
-        if balanced is None or self.state.visits:
-            return 0
-        return balanced.every or _NEVER_AGAIN
-
-    def _price_balancing(self, level: int, values: LevelState) -> None:
-        """Trace the program for the weights of a level, which finds what it cannot work with."""
-        assert self.task.balanced is not None
-        objective = Objective(self.task.loss, values.graphdef, self.state.data[level], values.rest)
-        method = self.task.balanced.method
-        program = _balance_program(hashable(method), objective.structure)
-        traced = program.trace(objective, values.params, self._balance_of(values), self.state.key)
-        self._balance_operations[level] = count_operations(traced) or 0.0
-
     def _rebalance(self, place: _Place) -> _Place:
         """The same place with new weights."""
         objective, current = place.objective, place.loop
-        balance, key = self._new_weights(
-            objective.at(rest=current.rest), current.params, current.key
+        balance, key = self._weights.new(
+            self.state.level,
+            self.state.levels[self.state.level],
+            objective.at(rest=current.rest),
+            current.params,
+            current.key,
         )
         return _Place(current._replace(key=key), objective.at(weights=balance.weights), balance)
-
-    def _new_weights(
-        self, objective: Objective, params: Any, key: PRNGKeyArray
-    ) -> tuple[Balance, PRNGKeyArray]:
-        """The next state of the balancing of the present level, and the key that is left."""
-        assert self.task.balanced is not None
-        level = self.state.level
-        key, now = jax.random.split(key)
-        program = _balance_program(hashable(self.task.balanced.method), objective.structure)
-        own = objective.at(shift=None, weights=None)
-        balance = program(own, params, self._balance_of(self.state.levels[level]), now)
-        self.history.record_extra_operations(self._balance_operations.get(level, 0.0))
-        return jax.block_until_ready(balance), key
 
 
 def _signature(level: LevelState) -> Any:

@@ -16,13 +16,14 @@ from opifex.training.multilevel.cycle import Cycle, as_cycle, check_moves
 from opifex.training.multilevel.data import LevelData, Resampled, check_arity, data_per_level
 from opifex.training.multilevel.hierarchy import create_network_hierarchy
 from opifex.training.multilevel.history import History
+from opifex.training.multilevel.interpolation import interpolated
 from opifex.training.multilevel.monitor import Metrics, Monitor
 from opifex.training.multilevel.observation import check_evaluate
 from opifex.training.multilevel.optimizer import MultilevelAdam, MultilevelOptimizer
 from opifex.training.multilevel.plan import planned_epochs
 from opifex.training.multilevel.progress import progress_display
 from opifex.training.multilevel.state import LevelState, RunState
-from opifex.training.multilevel.train import Task, interpolated, train
+from opifex.training.multilevel.train import Task, train
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
 from opifex.training.objective import LossFunction, check_loss, count_parameters
 
