@@ -306,13 +306,22 @@ class CompiledLoop:
             parameters are finite. If not, the loop stopped after the step whose loss is the last.
 
         Raises:
-            ValueError: if ``steps`` is out of range.
+            ValueError: if ``steps`` is out of range, or the loss keeps an array from being traced.
         """
         if not 0 < steps <= CAPACITY:
             raise ValueError(f"steps must be in 1..{CAPACITY}, got {steps}")
         self.compile()
         assert self._compiled is not None
-        new, losses, taken, healthy = self._compiled.result()(
-            state, objective, jnp.asarray(steps, jnp.int32)
-        )
+        program, count = self._compiled.result(), jnp.asarray(steps, jnp.int32)
+        try:
+            new, losses, taken, healthy = program(state, objective, count)
+        except TypeError as error:
+            # What a loss has kept from being traced became one more input of the program.
+            if "compiled for" not in str(error):
+                raise
+            raise ValueError(
+                "loss_fn keeps an array that it made while it was traced, in a cached_property for "
+                "instance, and that does not exist any more: make it before fit is called, or within "
+                "jax.ensure_compile_time_eval()"
+            ) from error
         return new, np.asarray(losses)[: int(taken)].copy(), bool(healthy)

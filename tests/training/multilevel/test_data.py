@@ -1,5 +1,7 @@
 """Data are checked once, before anything compiles."""
 
+from functools import cached_property
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,3 +148,23 @@ def test_a_metric_takes_the_model_alone():
         TypeError, match=r"evaluate must take the model alone, it takes \(model, x\)"
     ):
         fit((X, X), evaluate=lambda model, x: 0.0)
+
+
+@pytest.mark.parametrize("beforehand", [True, False])
+def test_a_loss_that_keeps_what_it_made_while_traced_is_told(beforehand):
+    class Weighted:
+        @cached_property
+        def weights(self):
+            return jnp.linspace(0.0, 1.0, 20)[:, None]
+
+        def __call__(self, model, x):
+            return jnp.mean(self.weights * model(x) ** 2)
+
+    loss = Weighted()
+    if beforehand:
+        assert loss.weights.shape == (20, 1)
+        assert fit((X,), loss=loss, levels=1).num_steps == 2
+        return
+    # Other releases of JAX notice it themselves.
+    with pytest.raises((ValueError, jax.errors.UnexpectedTracerError), match=r"trace[dr]"):
+        fit((X,), loss=loss)
