@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -68,25 +69,28 @@ def test_without_errors_there_is_nothing_to_compare():
         compare_histories({"a": {0: recorded([0.1])}, "b": {0: recorded([0.1], name="other")}})
 
 
-def test_configurations_side_by_side(command):
+def test_configurations_side_by_side(command, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: forgotten.append(1))
     command.write(POISSON, "base.yaml")
     command.write(
-        POISSON.replace("output: out", "output: other").replace("adam", "lbfgs"), "newton.yaml"
+        POISSON.replace("output: out", "output: other").replace("adam", "sgd"), "descent.yaml"
     )
-    output = command("compare", "base.yaml", "newton.yaml", "-o", "both")
+    output = command("compare", "base.yaml", "descent.yaml", "-o", "both")
     assert "time to error" in output
+    assert len(forgotten) == 2  # neither finds programs that the other has compiled
     folder = command.folder / "both"
     lines = (folder / "comparison.csv").read_text(encoding="utf-8").splitlines()
-    assert [line.split(",")[0] for line in lines] == ["configuration", "base", "newton"]
+    assert [line.split(",")[0] for line in lines] == ["configuration", "base", "descent"]
     assert (folder / "error-over-work.svg").exists()
     assert (folder / "error-over-elapsed-seconds.svg").exists()
     # What was run already is taken as it is.
     before = (command.folder / "out" / "status.json").read_text(encoding="utf-8")
-    output = command("compare", "base.yaml", "newton.yaml", "--no-figures")
+    output = command("compare", "base.yaml", "descent.yaml", "--no-figures")
     assert "base: taken from out" in output
     assert (command.folder / "out" / "status.json").read_text(encoding="utf-8") == before
     command.write(POISSON.replace("[4, 6]", "[4, 7]"), "base.yaml")
-    output = command("compare", "base.yaml", "newton.yaml", code=2)
+    output = command("compare", "base.yaml", "descent.yaml", code=2)
     assert "out holds a finished run with another epochs" in output
 
 

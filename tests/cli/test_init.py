@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -182,7 +183,8 @@ def commands_of_the_page():
     return [shlex.split(line)[2:] for line in lines]
 
 
-def test_the_commands_of_the_page_run(command):
+def test_the_commands_of_the_page_run(command, monkeypatch):
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # times do not matter here
     save_fields(command.folder / "fields.npz")
     ran = set()
     for arguments in commands_of_the_page():
