@@ -216,7 +216,7 @@ def explain_peak(ax: Any, history: History) -> None:
         "A new level begins with the same function.\nIts new units begin with a fresh Adam, whose\n"
         "first steps are as long as the learning rate,\nhowever small the gradient: a short peak.",
         (columns["work"][peak], columns["loss"][peak]),
-        xytext=(0.36, 0.52),
+        xytext=(0.25, 0.52),
         textcoords="axes fraction",
         fontsize="small",
         arrowprops={"arrowstyle": "->"},
