@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.fft
+import scipy
 
 from opifex.core.checks import check_choice, check_positive_int, check_sequence
 from opifex.viz.snapshots import SnapshotRecorder

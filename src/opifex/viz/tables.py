@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from opifex.core.checks import check_sequence
 from opifex.training.multilevel.history import History
+from opifex.viz.visits import level_visits
 
 __all__ = ["comparison_table", "history_table"]
-
-
-def _visits(columns: Mapping[str, np.ndarray]) -> list[slice]:
-    """Rows of each uninterrupted stay on one level."""
-    if len(columns["level"]) == 0:
-        return []
-    changed = (np.diff(columns["level"]) != 0) | (np.diff(columns["cycle"]) != 0)
-    borders = [0, *(np.flatnonzero(changed) + 1), len(columns["level"])]
-    return [slice(a, b) for a, b in itertools.pairwise(borders)]
-
-
-def _spent(cumulative: np.ndarray, rows: slice) -> float:
-    before = cumulative[rows.start - 1] if rows.start else 0.0
-    return float(cumulative[rows.stop - 1] - before)
 
 
 _ACCOUNTS = {
@@ -60,20 +45,22 @@ def history_table(history: History, *, title: str | None = None) -> Table:
     """
     if not isinstance(history, History):
         raise TypeError(f"history must be a History, got {type(history).__name__}")
-    columns = history.table()
     table = Table(title=title)
     for name in ("level", "steps", "first loss", "last loss", "work units", "seconds"):
         table.add_column(name, justify="right")
-    for rows in _visits(columns):
-        losses = columns["loss"][rows]
-        table.add_row(
-            str(int(columns["level"][rows.start])),
-            str(len(losses)),
-            f"{losses[0]:.3e}",
-            f"{losses[-1]:.3e}",
-            f"{_spent(columns['work'], rows):.1f}",
-            f"{_spent(columns['seconds'], rows):.1f}",
-        )
+    losses = history.losses
+    if history.num_steps:
+        for by_work, by_time in zip(
+            level_visits(history), level_visits(history, "seconds"), strict=True
+        ):
+            table.add_row(
+                str(by_work.level),
+                str(by_work.last - by_work.first),
+                f"{losses[by_work.first]:.3e}",
+                f"{losses[by_work.last - 1]:.3e}",
+                f"{by_work.end - by_work.start:.1f}",
+                f"{by_time.end - by_time.start:.1f}",
+            )
     table.add_section()
     for name, account in _ACCOUNTS.items():
         seconds = getattr(history, account)
