@@ -38,6 +38,14 @@ loggers: []
 """
 
 
+@pytest.fixture(autouse=True)
+def heed_ctrl_c():
+    """Shells start background jobs with Ctrl-C ignored, which the runs here would inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def read_status(folder):
     return json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
 

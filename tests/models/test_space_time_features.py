@@ -34,7 +34,11 @@ def by_hand(place, time):
     return values @ COEFFICIENTS[slab, element]
 
 
-@given(st.floats(-1.5, 1.5, width=32), st.floats(-0.5, 2.5, width=32))
+# Subnormal numbers are flushed to zero on devices, which is on the other side of a node.
+@given(
+    st.floats(-1.5, 1.5, width=32, allow_subnormal=False),
+    st.floats(-0.5, 2.5, width=32, allow_subnormal=False),
+)
 @settings(max_examples=50, deadline=None)
 def test_the_element_around_a_point_answers(place, time):
     found = model()(jnp.array([place, time], jnp.float32))
