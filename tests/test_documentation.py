@@ -10,12 +10,16 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 SLOW = {
     "docs/methods/full_multigrid.md",
+    "docs/methods/levenberg_marquardt.md",
     "docs/methods/natural_gradient.md",
+    "docs/methods/random_features.md",
     "docs/methods/time_slabs.md",
+    "docs/pictures.md",
     "docs/tutorials/burgers_operator.md",
     "docs/tutorials/darcy.md",
     "docs/tutorials/inverse.md",
     "docs/tutorials/own_equation.md",
+    "docs/your_equation.md",
 }
 """Documents that run on request: with all of them the default tests would take a minute more."""
 

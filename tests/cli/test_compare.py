@@ -69,6 +69,7 @@ def test_without_errors_there_is_nothing_to_compare():
         compare_histories({"a": {0: recorded([0.1])}, "b": {0: recorded([0.1], name="other")}})
 
 
+@pytest.mark.slow
 def test_configurations_side_by_side(command, monkeypatch):
     forgotten = []
     monkeypatch.setattr(jax, "clear_caches", lambda: forgotten.append(1))

@@ -83,6 +83,7 @@ def test_held_out_samples_are_never_trained(command):
     assert found[0]["error"] != found[1]["error"]
 
 
+@pytest.mark.slow
 def test_a_table_is_fitted_by_a_network(command):
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, (60, 3))
@@ -183,6 +184,7 @@ def commands_of_the_page():
     return [shlex.split(line)[2:] for line in lines]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(command, monkeypatch):
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # times do not matter here
     save_fields(command.folder / "fields.npz")

@@ -162,6 +162,7 @@ loggers: []
 """
 
 
+@pytest.mark.slow
 def test_several_seeds_have_folders_and_a_summary(command):
     command.write(SEEDS)
     output = command("run", "config.yaml", "--no-figures")

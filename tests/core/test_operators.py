@@ -134,6 +134,7 @@ def nested(u, direction, order):
     return along
 
 
+@pytest.mark.slow
 def test_functions_of_all_kinds():
     """What the operators know nothing of is differentiated all the same."""
     with jax.enable_x64(True):

@@ -127,6 +127,7 @@ def test_features_of_a_patch_are_those_of_a_domain_times_its_window():
         assert float(jnp.max(jnp.abs(at_centre + model.biases[...]))) <= 2 * 8.0 * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_patches_are_smooth_enough_for_equations_of_fourth_order():
     """The Laplacian of the Laplacian does not jump where a patch ends."""
     with jax.enable_x64(True):

@@ -119,6 +119,7 @@ def xla_bytes(solver, params, points) -> int:
     return analysis.temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_matrix_free_takes_a_fraction_of_what_the_dense_methods_take():
     with jax.enable_x64(True):
         params, points = network(500), clouds(3000)  # 2000 parameters

@@ -55,6 +55,7 @@ def test_a_step_is_the_least_squares_solution_in_the_drawn_columns():
         assert int(state.drawn) == 4
 
 
+@pytest.mark.slow
 def test_with_room_for_all_parameters_it_is_the_method_itself():
     with jax.enable_x64(True):
         data, start = rows(6), jnp.arange(6.0)
@@ -77,6 +78,7 @@ def test_it_trains_a_cascade_of_networks_and_never_goes_up():
         assert history.losses[-1] < 0.1 * history.losses[0]
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_seed_only():
     data, start = rows(12), jnp.arange(12.0)
 

@@ -156,6 +156,7 @@ def decimal_ierfc(x, pi):
     return (-x * x).exp() / pi.sqrt() - x * (1 - 2 * total / pi.sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("t", [0.0, 1e-12, 1e-8, 1e-6, 1e-4, 1e-2])
 def test_the_spreading_kink_and_its_derivatives(dtype, t):

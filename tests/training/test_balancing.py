@@ -277,6 +277,7 @@ def test_weights_are_computed_once_per_level_unless_asked_for():
             assert distance(row, expected_weights(model, POINTS)) <= CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("coarse", "name"), [("rediscretised", "Adam"), ("galerkin", "GaussNewton")]
 )

@@ -20,6 +20,7 @@ def test_a_matrix_product():
     assert count(jnp.matmul, jnp.ones((7, 5)), jnp.ones((5, 3))) == 2 * 7 * 5 * 3
 
 
+@pytest.mark.slow
 def test_a_rollout_of_twenty_steps_costs_ten_times_one_of_two():
     x, y = jnp.ones((16, 1)), jnp.zeros((16, 1))
     graphdef, params = nnx.split(MLP(1, 1, [32, 32], rngs=nnx.Rngs(0)))
@@ -110,6 +111,7 @@ def svd(**options):
     return lambda a: jnp.linalg.svd(a, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "matrix", "operations"),
     [

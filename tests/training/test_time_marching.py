@@ -72,6 +72,7 @@ def test_heat_equation(boundary):
     assert distance(solution(points), decaying(points)) < 1e-5
 
 
+@pytest.mark.slow
 def test_second_order_in_time():
     domain = Box((0.0, 0.0), (1.0, 1.0))
 
@@ -108,6 +109,7 @@ def test_a_system_of_two_equations():
     assert distance(solution(points), exact(points)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_front_that_forms_by_itself():
     problem = Burgers(viscosity=0.05)
     method = TimeMarching(features(80), 8, tolerance=1e-2)
@@ -136,6 +138,7 @@ def test_slabs_follow_one_another():
         assert list(slab.residuals) == sorted(slab.residuals, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_tighter_tolerance_gives_smaller_errors():
     domain = Box((0.0, 0.0), (2 * np.pi, 1.0))
     points = grid(domain)
@@ -155,6 +158,7 @@ def test_a_tighter_tolerance_gives_smaller_errors():
     assert better < error / 10
 
 
+@pytest.mark.slow
 def test_too_few_elements_are_told_and_the_solution_goes_on():
     domain = Box((0.0, 0.0), (2 * np.pi, 0.5))
     method = marching(elements=4, count=30)

@@ -241,6 +241,34 @@ class RARDSampler:
         return GrowingPoints(points, jnp.minimum(current.size + num_new, capacity))
 
 
+def _check_choice(
+    term: Any, candidates: Any, sampler: Any, kind: type[RADSampler | RARDSampler], index: Any
+) -> None:
+    """Check what a residual and candidates are chosen by.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if ``index`` is negative.
+    """
+    if not isinstance(term, ResidualTerm):
+        raise TypeError(f"term must be a ResidualTerm, got {term!r}")
+    check_callable("candidates", candidates)
+    if not isinstance(sampler, kind):
+        raise TypeError(f"sampler must be a {kind.__name__}, got {sampler!r}")
+    check_nonnegative_int("index", index)
+
+
+def _points_of(data: tuple[Any, ...], index: int) -> Float[Array, "n dim"]:
+    """The entry of the data that holds the points.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if index >= len(data):
+        raise ValueError(f"index must be below the {len(data)} entries of data, got {index}")
+    return data[index]
+
+
 @dataclass(frozen=True)
 class ResidualResampler:
     """Moves collocation points to where a residual is large, while a level trains.
@@ -278,12 +306,7 @@ class ResidualResampler:
     index: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.term, ResidualTerm):
-            raise TypeError(f"term must be a ResidualTerm, got {self.term!r}")
-        check_callable("candidates", self.candidates)
-        if not isinstance(self.sampler, RADSampler):
-            raise TypeError(f"sampler must be a RADSampler, got {self.sampler!r}")
-        check_nonnegative_int("index", self.index)
+        _check_choice(self.term, self.candidates, self.sampler, RADSampler, self.index)
 
     def __call__(
         self, model: PointFunction, data: tuple[Any, ...], key: PRNGKeyArray
@@ -301,11 +324,7 @@ class ResidualResampler:
         Raises:
             ValueError: if ``data`` has no entry ``index``, or there are fewer candidates than points.
         """
-        if self.index >= len(data):
-            raise ValueError(
-                f"index must be below the {len(data)} entries of data, got {self.index}"
-            )
-        points = data[self.index]
+        points = _points_of(data, self.index)
         draw, choose = jax.random.split(key)
         candidates = self.candidates(points, draw)
         if candidates.shape[0] < points.shape[0]:
@@ -361,13 +380,8 @@ class ResidualRefiner:
     index: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.term, ResidualTerm):
-            raise TypeError(f"term must be a ResidualTerm, got {self.term!r}")
-        check_callable("candidates", self.candidates)
+        _check_choice(self.term, self.candidates, self.sampler, RARDSampler, self.index)
         check_positive_int("num_new", self.num_new)
-        if not isinstance(self.sampler, RARDSampler):
-            raise TypeError(f"sampler must be a RARDSampler, got {self.sampler!r}")
-        check_nonnegative_int("index", self.index)
 
     def __call__(
         self, model: PointFunction, data: tuple[Any, ...], key: PRNGKeyArray
@@ -386,11 +400,7 @@ class ResidualRefiner:
             ValueError: if ``data`` has no entry ``index``, or there are fewer candidates than
                 ``num_new``.
         """
-        if self.index >= len(data):
-            raise ValueError(
-                f"index must be below the {len(data)} entries of data, got {self.index}"
-            )
-        points = data[self.index]
+        points = _points_of(data, self.index)
         draw, choose = jax.random.split(key)
         candidates = self.candidates(points, draw)
         if candidates.shape[0] < self.num_new:

@@ -228,6 +228,7 @@ def test_adam_follows_the_bands():
 # -- Cycles ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cascade_over_bands_does_not_jump():
     trainer = CascadeTrainer(networks(), optax.adam(1e-2))
     history = trainer.fit(loss, (X.astype("float32"),), epochs=[80, 80, 80])

@@ -25,6 +25,7 @@ def relative_error(model, points):
     return float(jnp.linalg.norm(difference) / jnp.linalg.norm(target(points)))
 
 
+@pytest.mark.slow
 def test_two_stages_go_far_below_one():
     with jax.enable_x64(True):
         points = chebyshev(80)

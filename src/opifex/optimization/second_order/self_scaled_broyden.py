@@ -202,12 +202,15 @@ def self_scaled_broyden(
         >>> loss = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
         >>> x, method = jnp.zeros(2), self_scaled_broyden()
         >>> state = method.init(x)
-        >>> for _ in range(60):
+        >>> @jax.jit
+        ... def step(x, state):
         ...     value, grad = jax.value_and_grad(loss)(x)
         ...     updates, state = method.update(
         ...         grad, state, x, value=value, grad=grad, value_fn=loss
         ...     )
-        ...     x = optax.apply_updates(x, updates)
+        ...     return optax.apply_updates(x, updates), state
+        >>> for _ in range(60):
+        ...     x, state = step(x, state)
         >>> bool(loss(x) < 1e-6)
         True
     """
