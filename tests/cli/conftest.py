@@ -8,24 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cli_configurations import POISSON
 from opifex.cli.app import app
-
-POISSON = """\
-problem:
-  name: poisson
-  interior_points: 40
-  boundary_points: 16
-hierarchy:
-  levels: 2
-  hidden: [6]
-optimizer:
-  name: adam
-  learning_rate: 1e-2
-epochs: [4, 6]
-evaluation_interval: 2
-output: out
-loggers: []
-"""
 
 
 class Command:

@@ -14,28 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli_configurations import POISSON
 from opifex.cli import training
 from opifex.cli.saved_state import load_history, read_position
 from opifex.loggers import Reporter
 from opifex.loggers.table_files import read_rows
 from opifex.storage import load_model
-
-POISSON = """\
-problem:
-  name: poisson
-  interior_points: 40
-  boundary_points: 16
-hierarchy:
-  levels: 2
-  hidden: [6]
-optimizer:
-  name: adam
-  learning_rate: 1e-2
-epochs: [4, 6]
-evaluation_interval: 2
-output: out
-loggers: []
-"""
 
 
 @pytest.fixture(autouse=True)
