@@ -527,3 +527,49 @@ def test_a_state_that_is_masked_mirrors_what_is_not_masked():
     assert np.array_equal(age[:4], state.inner_state.age.output.kernel[...])
     assert not np.any(age[4:])
     assert len(jax.tree.leaves(moved.age)) == 3
+
+
+def in_a_new_state(init):
+    """A transformation whose state, wherever it is not carried, shows what ``init`` returned."""
+    return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        lambda params: jax.tree.map(lambda leaf: jnp.full(5, 0.1, leaf.dtype), params),
+        lambda params: (jnp.zeros((), jnp.int32), jnp.asarray(2.5), jnp.ones(3) * 2.0),
+        lambda params: [leaf.reshape(-1) + 1 for leaf in jax.tree.leaves(params) if leaf.ndim > 1],
+        lambda params: {"keys": jax.random.key(3), "rows": jnp.arange(4)},
+    ],
+    ids=["constants", "computed constants", "from the parameters", "keys"],
+)
+def test_what_is_new_is_what_init_returns(init):
+    coarse, fine = pair(4, 8)
+    moved = transfer_optimizer_state(
+        in_a_new_state(init), init(params_of(coarse)), coarse, fine, prolongate_preserving
+    )
+    wanted = init(params_of(fine))
+    assert jax.tree.structure(moved) == jax.tree.structure(wanted)
+    for new, expected in zip(*map(jax.tree.leaves, (moved, wanted)), strict=True):
+        assert jnp.array_equal(new, expected)
+        assert new.aval == expected.aval  # weak types too decide which program runs
+
+
+def test_constants_of_a_state_are_filled_in_and_not_compiled():
+    programs = []
+
+    def count(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            programs.append(details)
+
+    widths = (11, 13)  # shapes that no other test has compiled
+    coarse, fine = pair(*widths)
+    transformation = optax.chain(scale_by_age_corrected_adam(), optax.adagrad(0.1))
+    state = jax.jit(transformation.init)(params_of(coarse))
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        transfer_optimizer_state(transformation, state, coarse, fine, prolongate_preserving)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert not programs

@@ -360,6 +360,26 @@ def test_it_compiles_once_for_models_of_the_same_structure():
     assert len(traces) == first
 
 
+def test_a_level_is_compiled_once_for_the_transition_to_it_and_the_one_from_it():
+    traces = []
+
+    class Counted(nnx.Module):
+        def __init__(self, width, rngs):
+            self.net = mlp(width, rngs)
+
+        def __call__(self, x):
+            traces.append(self.net.hidden_dims[0])
+            return self.net(x)
+
+    model, *others = (random_model(lambda rngs, w=w: Counted(w, rngs), w) for w in (4, 8, 16))
+    for other in others:
+        new = prolongate_preserving(model, other)
+        assert inputs_for(model, new, (X,)) is not None
+        verify_transfer(model, new, X)
+        model = new
+    assert traces == [4, 8, 16]
+
+
 def test_structures_without_a_hash_are_compiled_each_time():
     class Listed(nnx.Module):
         def __init__(self, width, rngs):

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.extend.core import Literal as Constant
 from jaxtyping import Array
 
 from opifex.training.multilevel.transfer.parameters import Transfer, placed_like
@@ -192,6 +193,7 @@ def _group_mirrors(
 def _tree_kind(prefix: KeyPath, prefixes: Collection[KeyPath]) -> TreeKind:
     """What kind of tree is mirrored at a key path of a state, given the paths of all of them."""
     names = {getattr(key, "name", None) for key in prefix}
+    own_name = getattr(prefix[-1], "name", None) if prefix else None
 
     def has_sibling(name: str) -> bool:
         return (*prefix[:-1], jax.tree_util.GetAttrKey(name)) in prefixes
@@ -199,7 +201,7 @@ def _tree_kind(prefix: KeyPath, prefixes: Collection[KeyPath]) -> TreeKind:
     if "age" in names:
         return "age"
     if names & SECOND_MOMENT_NAMES or any(
-        name == getattr(prefix[-1], "name", None) and has_sibling(other)
+        name == own_name and has_sibling(other)
         for name, other in SECOND_MOMENTS_BESIDE.items()
     ):
         return "corrected second moment" if has_sibling("age") else "second moment"
@@ -312,6 +314,31 @@ def _kinds(*states: Any) -> list[str]:
     return names if len(set(names)) > 1 else [str(_structure(state)) for state in states]
 
 
+def _initial_state(transformation: Any, params: nnx.State) -> optax.OptState:
+    """What ``init`` returns, without compiling anything where that consists of constants.
+
+    Nearly all states start as arrays of one number, and a program for each shape would take far longer
+    than filling them.
+    """
+    leaves = jax.tree.leaves(params)
+    if any(leaf.committed for leaf in leaves):
+        return transformation.init(params)  # it knows where its arrays belong
+    jaxpr, shapes = jax.make_jaxpr(transformation.init, return_shape=True)(params)
+    equations: dict[Any, Any] = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns}
+    arrays = []
+    for output in jaxpr.jaxpr.outvars:
+        aval: Any = output.aval
+        constant: Any = output
+        if not isinstance(output, Constant) and output in equations:
+            made_by = equations[output]
+            if made_by.primitive is jax.lax.broadcast_in_dim_p:
+                constant = made_by.invars[0]
+        if not isinstance(constant, Constant) or np.ndim(constant.val) or aval.weak_type:
+            return transformation.init(params)
+        arrays.append(np.full(aval.shape, constant.val, aval.dtype))
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.device_put(arrays))
+
+
 def transfer_optimizer_state(
     transformation: Any,
     state: optax.OptState,
@@ -346,7 +373,7 @@ def transfer_optimizer_state(
         NotAffineError: if there is something to transfer and the transfer is not affine; a
             ``ValueError``.
     """
-    fresh = transformation.init(_params(fine_model))
+    fresh = _initial_state(transformation, _params(fine_model))
     if not same_method(state, fresh):
         raise ValueError(
             "state must be of the same method as transformation, got "

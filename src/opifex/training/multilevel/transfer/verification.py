@@ -21,8 +21,8 @@ that is read wrongly differs by as much as the output itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache, partial, wraps
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial, wraps
 from inspect import isfunction
 from typing import Any
 
@@ -30,10 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from opifex.training.multilevel.transfer.axes import lookup_axes
-from opifex.training.multilevel.transfer.parameters import layer_name
+from opifex.training.multilevel.transfer.parameters import layer_name, placed_like
 
 __all__ = ["TransferError", "function_difference", "inputs_for", "verify_transfer"]
 
@@ -43,6 +43,23 @@ _MOST_SIGNS = 65537  # larger parameters repeat them, with a period that is a pr
 
 class TransferError(ValueError):
     """A transfer did not keep the function that it promised to keep."""
+
+
+@lru_cache(maxsize=64)
+def _kept_evaluation(graphdef: Any) -> Any:
+    # A program that runs a few times on a few rows: optimising it would take longer.
+    cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if cpu else None
+    return jax.jit(partial(_evaluate, graphdef), compiler_options=options)
+
+
+def _evaluation(graphdef: Any) -> Any:
+    """The compiled model: one program for both transitions of a level, the one to it and from it."""
+    try:
+        hash(graphdef)
+    except TypeError:  # a list among the attributes of a module: nothing to keep a program under
+        return _kept_evaluation.__wrapped__(graphdef)
+    return _kept_evaluation(graphdef)
 
 
 def _evaluate(graphdef: Any, state: Any, inputs: tuple[Any, ...]) -> Any:
@@ -86,97 +103,101 @@ def _random_signs(tree: Any) -> np.ndarray:
     return signs
 
 
-def _perturbed(tree: Any, signs: Any, dtype: Any) -> Any:
-    """A tree whose numbers have a relative error of one epsilon, with the given signs."""
+def _perturbed(tree: Any, signs: np.ndarray, dtype: Any) -> Any:
+    """A tree whose numbers have a relative error of one epsilon, with the given signs.
+
+    Made by NumPy, like the transfers themselves: each shape would be compiled for a handful of uses.
+    """
     leaves, structure = jax.tree.flatten(tree)
     eps = float(jnp.finfo(dtype).eps)
 
     def change(number: int, leaf: Any) -> Any:
         if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
             # What depends on random keys has no value to compare: let it move.
-            data = jax.random.key_data(leaf) + jnp.asarray(signs[0], jnp.uint32)
+            data = np.asarray(jax.random.key_data(leaf)) + signs[0].astype(np.uint32)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         if not _is_float(leaf):
             return leaf
         # In the precision of the computation, in which alone so small a change can be seen.
-        leaf = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), dtype))
+        precise = jnp.promote_types(jnp.result_type(leaf), dtype)
         window = signs[number : number + _MOST_SIGNS]  # of each leaf another one
-        change = 1 + eps * jnp.resize(window, leaf.shape).astype(leaf.dtype)
-        return leaf * change
+        change = 1 + eps * np.resize(window, jnp.shape(leaf)).astype(precise)
+        values = np.asarray(leaf).astype(precise) * change.astype(precise)
+        return placed_like(values, leaf) if isinstance(leaf, jax.Array) else values
 
     return jax.tree.unflatten(structure, [change(i, leaf) for i, leaf in enumerate(leaves)])
 
 
-def _distance(samples: Array, fine: Array, dtype: Any) -> tuple[Array, Array, Array]:
+def _distance(
+    samples: Sequence[np.ndarray], fine: np.ndarray, dtype: Any
+) -> tuple[float, float, float]:
     """How far an output is from the coarse one, how far it may be, and the output's size.
 
     Sample 0 is the coarse output; the others are those of the perturbed coarse model.
     """
     coarse, eps = samples[0], float(jnp.finfo(dtype).eps)
-    same = (coarse == fine) | (jnp.isnan(coarse) & jnp.isnan(fine))
-    difference = jnp.max(jnp.where(same, 0, jnp.abs(coarse - fine)), initial=0)
-    moved, size = (
-        jnp.max(jnp.where(jnp.isfinite(a), a, 0), initial=0)
-        for a in (jnp.abs(samples[1:] - coarse), jnp.abs(coarse))
-    )
+    with np.errstate(invalid="ignore"):  # numbers that are none are part of what is compared
+        same = (coarse == fine) | (np.isnan(coarse) & np.isnan(fine))
+        difference = np.max(np.where(same, 0, np.abs(coarse - fine)), initial=0)
+        moved, size = (
+            np.max(np.where(np.isfinite(a), a, 0), initial=0)
+            for a in (np.abs(np.stack(samples[1:]) - coarse), np.abs(coarse))
+        )
     allowed = min(100.0, 0.05 / eps) * (moved + eps * size)
-    return jnp.where(jnp.isnan(difference), jnp.inf, difference), allowed, size
+    return float(np.inf if np.isnan(difference) else difference), float(allowed), float(size)
 
 
-def _numbers(output: Any) -> list[Array]:
-    """The arrays of numbers in an output, integers as floating-point numbers."""
+def _excess(distance: tuple[float, float, float]) -> float:
+    difference, allowed, _ = distance
+    if difference == 0:
+        return 0.0
+    return difference / allowed if allowed > 0 else np.inf
+
+
+def _arrays(output: Any) -> list[Array]:
+    """The arrays of numbers in an output."""
     leaves = [leaf for leaf in jax.tree.leaves(output) if isinstance(leaf, jax.Array)]
-    leaves = [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)]
-    return [leaf if _is_float(leaf) else leaf.astype(float) for leaf in leaves]
+    return [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)]
 
 
-def _precision(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> Any:
+def _numbers(arrays: list[Array]) -> list[np.ndarray]:
+    """Arrays on the host, as precise as can be; integers too become floating-point numbers."""
+    return [
+        np.asarray(leaf).astype(np.complex128 if jnp.iscomplexobj(leaf) else np.float64)
+        for leaf in arrays
+    ]
+
+
+def _precision(evaluations: Any, states: Any, inputs: tuple[Any, ...]) -> Any:
     """The least precise floating-point type in which one of two models computes."""
     types = [
         dtype
-        for graphdef, state in zip(graphdefs, states, strict=True)
-        for dtype in _float_types(jax.make_jaxpr(partial(_evaluate, graphdef))(state, inputs).jaxpr)
+        for evaluation, state in zip(evaluations, states, strict=True)
+        for dtype in _float_types(evaluation.trace(state, inputs).jaxpr.jaxpr)
     ]
     return max(types, key=lambda dtype: float(jnp.finfo(dtype).eps), default=jnp.float32)
 
 
-def _measure(graphdefs: Any, states: Any, inputs: tuple[Any, ...], signs: Any) -> list[Array]:
+def _measured(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> tuple[float, float, float]:
     """Difference, allowed difference and size of the output that differs most."""
-    dtype = _precision(graphdefs, states, inputs)
-    # A loop, so that the model is compiled once for all samples.
-    samples = _numbers(
-        jax.lax.map(
-            lambda row: _evaluate(graphdefs[0], *_perturbed((states[0], inputs), row, dtype)),
-            signs,
-        )
-    )
-    fine = _numbers(_evaluate(graphdefs[1], states[1], inputs))
-    shapes = [leaf.shape[1:] for leaf in samples], [leaf.shape for leaf in fine]
-    if shapes[0] != shapes[1] or not fine:
+    coarse, fine = evaluations = [_evaluation(graphdef) for graphdef in graphdefs]
+    dtype = _precision(evaluations, states, inputs)
+    tree = states[0], inputs
+    samples = [
+        _numbers(_arrays(coarse(*_perturbed(tree, row, dtype)))) for row in _random_signs(tree)
+    ]
+    outputs = _numbers(_arrays(fine(states[1], inputs)))
+    shapes = [[leaf.shape for leaf in leaves] for leaves in (samples[0], outputs)]
+    if shapes[0] != shapes[1] or not outputs:
         raise TransferError(
             f"the models must have outputs of the same shapes, got {shapes[0]} on the coarse and "
             f"{shapes[1]} on the fine level"
         )
-    distances = [_distance(*pair, dtype) for pair in zip(samples, fine, strict=True)]
-    excess = jnp.stack([jnp.where(d > 0, d / allowed, 0) for d, allowed, _ in distances])
-    return [jnp.stack(numbers)[jnp.argmax(excess)] for numbers in zip(*distances, strict=True)]
-
-
-@cache
-def _program() -> Any:
-    # A program that runs once or twice on a few rows: optimising it would take longer.
-    cpu = jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if cpu else None
-    return jax.jit(_measure, static_argnums=0, compiler_options=options)
-
-
-def _measured(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> list[Array]:
-    signs = _random_signs((states[0], inputs))
-    try:
-        hash(graphdefs)
-    except TypeError:  # a list among the attributes of a module: nothing to keep a program under
-        return jax.jit(partial(_measure, graphdefs))(states, inputs, signs)
-    return _program()(graphdefs, states, inputs, signs)
+    distances = [
+        _distance(of_one, output, dtype)
+        for of_one, output in zip(zip(*samples, strict=True), outputs, strict=True)
+    ]
+    return max(distances, key=_excess)
 
 
 def function_difference(
@@ -185,11 +206,11 @@ def function_difference(
     fine_graphdef: Any,
     fine_state: Any,
     inputs: tuple[Any, ...],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+) -> tuple[float, float]:
     """How far apart two models are at some inputs, and how far apart rounding may set them.
 
-    One compiled computation, kept for models of the same structure. The models are evaluated without
-    dropout and with running averages.
+    One compiled evaluation per model, kept for models of the same structure. The models are evaluated
+    without dropout and with running averages.
 
     Args:
         coarse_graphdef: graph definition of the coarse model, as ``nnx.split`` returns it.
@@ -230,7 +251,7 @@ def inputs_for(
         for model in (model_a, model_b):
             graphdef, state = nnx.split(model)
             try:
-                answer = jax.eval_shape(partial(_evaluate, graphdef), state, inputs)
+                answer = _evaluation(graphdef).eval_shape(state, inputs)
             except Exception:  # whatever a model says to arguments it does not know
                 break
             answers.append([leaf.shape for leaf in jax.tree.leaves(answer)])
@@ -239,7 +260,7 @@ def inputs_for(
     return None
 
 
-_Records = dict[tuple[str, int], tuple[type, list[Array]]]
+_Records = dict[tuple[str, int], tuple[type, list[np.ndarray]]]
 """Label and number of a call to the class of its layer and the arrays it returned."""
 
 
@@ -251,10 +272,10 @@ def _listen(module: nnx.Module, name: str, records: _Records) -> None:
         @wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             output = method(self, *args, **kwargs)
-            arrays = _numbers(output)
+            arrays = _arrays(output)
             if not any(isinstance(array, jax.core.Tracer) for array in arrays):
                 number = sum(known == label for known, _ in records)
-                records[label, number] = layer, arrays
+                records[label, number] = layer, _numbers(arrays)
             return output
 
         return call
@@ -280,7 +301,7 @@ def _record(graphdef: Any, state: Any, inputs: tuple[Any, ...]) -> _Records:
     return records
 
 
-def _coarse_block(fine: Array, shape: tuple[int, ...], layer: type) -> Array | None:
+def _coarse_block(fine: np.ndarray, shape: tuple[int, ...], layer: type) -> np.ndarray | None:
     """Where a coarse output should be found in the fine one: in front, or in the middle."""
     if fine.ndim != len(shape) or any(n > m for n, m in zip(shape, fine.shape, strict=True)):
         return None
@@ -297,7 +318,7 @@ def _coarse_block(fine: Array, shape: tuple[int, ...], layer: type) -> Array | N
 
 def _first_difference(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> str | None:
     """The first layer, in the order in which calls end, whose coarse and fine outputs differ."""
-    dtype = _precision(graphdefs, states, inputs)
+    dtype = _precision([_evaluation(graphdef) for graphdef in graphdefs], states, inputs)
     coarse = [
         _record(graphdefs[0], *_perturbed((states[0], inputs), row, dtype))
         for row in _random_signs((states[0], inputs))
@@ -310,7 +331,7 @@ def _first_difference(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> s
         for arrays, output in zip(samples, fine[call][1], strict=False):
             block = _coarse_block(output, arrays[0].shape, layer)
             if block is not None:
-                difference, allowed, _ = _distance(jnp.stack(arrays), block, dtype)
+                difference, allowed, _ = _distance(arrays, block, dtype)
                 if difference > allowed:
                     return f"{call[0]} ({layer.__name__})"
     return None
@@ -350,7 +371,7 @@ def verify_transfer(coarse_model: nnx.Module, fine_model: nnx.Module, *inputs: A
         if not isinstance(model, nnx.Module):
             raise TypeError(f"{name} must be an nnx.Module, got {type(model).__name__}")
     graphdefs, states = zip(*map(nnx.split, (coarse_model, fine_model)), strict=True)
-    difference, allowed, size = map(float, _measured(graphdefs, states, inputs))
+    difference, allowed, size = _measured(graphdefs, states, inputs)
     if difference <= allowed:
         return
     try:
