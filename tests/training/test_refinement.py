@@ -79,7 +79,7 @@ def test_wrong_settings_are_named(arguments, error, message):
 
 def test_wrong_data_are_named():
     draw = ResidualRefiner(STEEP, candidates, num_new=201)
-    with pytest.raises(ValueError, match="at least num_new=201 points to choose, got 200"):
+    with pytest.raises(ValueError, match="at least the 201 points to choose, got 200"):
         draw(lambda x: x, (jnp.zeros((4, 1)),), jax.random.key(0))
     with pytest.raises(ValueError, match="index must be below the 1 entries"):
         ResidualRefiner(STEEP, candidates, index=1)(

@@ -269,6 +269,29 @@ def _points_of(data: tuple[Any, ...], index: int) -> Float[Array, "n dim"]:
     return data[index]
 
 
+def _chosen(
+    choice: ResidualResampler | ResidualRefiner,
+    sampler: RADSampler,
+    model: PointFunction,
+    points: Float[Array, "n dim"],
+    count: int,
+    key: PRNGKeyArray,
+) -> Float[Array, "count dim"]:
+    """Points drawn from new candidates where the residual of a model is large.
+
+    Raises:
+        ValueError: if there are fewer candidates than points to choose.
+    """
+    draw, choose = jax.random.split(key)
+    candidates = choice.candidates(points, draw)
+    if candidates.shape[0] < count:
+        raise ValueError(
+            f"candidates must return at least the {count} points to choose, got "
+            f"{candidates.shape[0]}"
+        )
+    return sampler.sample(candidates, choice.term.evaluate(model, candidates), count, choose)
+
+
 @dataclass(frozen=True)
 class ResidualResampler:
     """Moves collocation points to where a residual is large, while a level trains.
@@ -325,15 +348,7 @@ class ResidualResampler:
             ValueError: if ``data`` has no entry ``index``, or there are fewer candidates than points.
         """
         points = _points_of(data, self.index)
-        draw, choose = jax.random.split(key)
-        candidates = self.candidates(points, draw)
-        if candidates.shape[0] < points.shape[0]:
-            raise ValueError(
-                f"candidates must return at least the {points.shape[0]} points to choose, got "
-                f"{candidates.shape[0]}"
-            )
-        residuals = self.term.evaluate(model, candidates)
-        new = self.sampler.sample(candidates, residuals, points.shape[0], choose)
+        new = _chosen(self, self.sampler, model, points, points.shape[0], key)
         return (*data[: self.index], new, *data[self.index + 1 :])
 
 
@@ -401,16 +416,8 @@ class ResidualRefiner:
                 ``num_new``.
         """
         points = _points_of(data, self.index)
-        draw, choose = jax.random.split(key)
-        candidates = self.candidates(points, draw)
-        if candidates.shape[0] < self.num_new:
-            raise ValueError(
-                f"candidates must return at least num_new={self.num_new} points to choose, got "
-                f"{candidates.shape[0]}"
-            )
-        residuals = self.term.evaluate(model, candidates)
-        chooser = RADSampler(self.sampler.k, self.sampler.c)
-        new = chooser.sample(candidates, residuals, self.num_new, choose)
+        sampler = RADSampler(self.sampler.k, self.sampler.c)
+        new = _chosen(self, sampler, model, points, self.num_new, key)
         # Where fewer rows repeat others, the fill value lies outside and those points are dropped.
         rows = jnp.nonzero(repeats(points), size=self.num_new, fill_value=points.shape[0])[0]
         refined = points.at[rows].set(new, mode="drop")
