@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from opifex.models import (
     CorrectedModel,
     FrozenVariable,
     MultiscaleMLP,
+    NormalizedModel,
     RandomFeatures,
     SpaceTimeFeatures,
     SymmetricModel,
@@ -52,6 +54,10 @@ def space_time():
     return SpaceTimeFeatures(features, times, nodes, jnp.ones((2, 2, 6, 3)))
 
 
+def scale(channels):
+    return SimpleNamespace(mean=jnp.arange(3.0, 3.0 + channels), deviation=jnp.full(channels, 2.0))
+
+
 def perceptron(**options):
     return MLP(2, 1, [5, 5], rngs=rngs(), **options)
 
@@ -74,6 +80,7 @@ MODELS = {
         perceptron(), perceptron(activation=jnp.sin), 0.1, input_scale=3
     ),
     "trial, named functions": lambda: TrialFunction(perceptron(), offset=ramp, factor=ramp),
+    "normalized": lambda: NormalizedModel(perceptron(), scale(2), scale(1)),
     "symmetric": lambda: SymmetricModel(perceptron(), mirror, odd=True),
 }
 
@@ -199,7 +206,8 @@ def test_own_modules_come_back_with_build(tmp_path, weights):
 
 def test_what_has_no_name_needs_build(tmp_path):
     model = perceptron(activation=lambda x: x**2)
-    save_model(model, tmp_path)
+    with pytest.warns(UserWarning, match="will need build, since activation must be a function"):
+        save_model(model, tmp_path)
     with pytest.raises(
         ValueError, match=r"build must be given .* since activation must be a function"
     ):
@@ -211,7 +219,8 @@ def test_what_has_no_name_needs_build(tmp_path):
 def test_a_model_that_was_changed_by_hand_needs_build(tmp_path):
     model = perceptron()
     model.hidden[1].activation = nnx.relu
-    save_model(model, tmp_path)
+    with pytest.warns(UserWarning, match="which has been changed after it was made"):
+        save_model(model, tmp_path)
     with pytest.raises(ValueError, match="a new MLP of the same settings differs from the model"):
         load_model(tmp_path)
 

@@ -1,5 +1,6 @@
 """Exported functions run where this library is not."""
 
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 
 from opifex.data import FieldNormalizer
-from opifex.models import FNO, MLP, MultiscaleMLP, RandomFeatures
+from opifex.models import FNO, MLP, MultiscaleMLP, NormalizedModel, RandomFeatures
 from opifex.problems import Poisson
 from opifex.storage import export_function, load_function
 from tolerances import distance, rounding
@@ -31,6 +32,12 @@ MODELS = [
 ]
 
 
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @pytest.mark.parametrize(("model", "shape"), MODELS, ids=lambda v: type(v).__name__)
 def test_an_exported_model_takes_any_number_of_samples(tmp_path, model, shape):
     for _, node in nnx.iter_graph(model):
@@ -47,8 +54,11 @@ def test_an_exported_model_takes_any_number_of_samples(tmp_path, model, shape):
 
 
 def test_it_runs_without_this_library(tmp_path):
-    model = MLP(2, 1, [8], rngs=nnx.Rngs(0))
+    network = MLP(2, 1, [8], rngs=nnx.Rngs(0))
+    into, out = (FieldNormalizer(jnp.full(n, 3.0), jnp.full(n, 50.0)) for n in (2, 1))
+    model = NormalizedModel(network, into, out)  # in physical units
     path = export_function(model, jnp.zeros((1, 2)), tmp_path / "model.bin")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()  # another user may serve it
     program = """
 import sys
 class NotHere:

@@ -7,6 +7,7 @@ from opifex.models.corrected import CorrectedModel, FrozenVariable, freeze
 from opifex.models.fno import FNO, FourierBlock, SpectralConv
 from opifex.models.mlp import MLP, HiddenLayer
 from opifex.models.multiscale import FourierFeatures, FrequencyBand, MultiscaleMLP
+from opifex.models.normalized import NormalizedModel, Normalizer
 from opifex.models.partition_of_unity import PartitionOfUnity
 from opifex.models.random_features import RandomFeatures
 from opifex.models.space_time_features import SpaceTimeFeatures, element_features
@@ -22,6 +23,8 @@ __all__ = [
     "FrozenVariable",
     "HiddenLayer",
     "MultiscaleMLP",
+    "NormalizedModel",
+    "Normalizer",
     "PartitionOfUnity",
     "RandomFeatures",
     "SpaceTimeFeatures",

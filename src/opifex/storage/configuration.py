@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,12 +20,13 @@ from opifex.models import (
     MLP,
     CorrectedModel,
     MultiscaleMLP,
+    NormalizedModel,
     RandomFeatures,
     SpaceTimeFeatures,
     SymmetricModel,
     TrialFunction,
 )
-from opifex.storage.names import UnnamedError, name_of, named
+from opifex.storage.names import OwnClassError, UnnamedError, name_of, named
 from opifex.storage.variables import Entry, entries, freeze_as
 
 __all__ = ["Configuration", "configure", "rebuild"]
@@ -41,8 +43,9 @@ def configure(model: nnx.Module, problem: Any = None) -> Configuration:
         problem: the problem whose trial function it is, if it is one.
 
     Raises:
-        UnnamedError: if the model is of another class than those of `opifex.models`, holds a function
-            without a name, or was changed such that its class does not build it any more.
+        OwnClassError: if the model is, or contains, one of another class than those of `opifex.models`.
+        UnnamedError: if it holds a function without a name, or was changed such that its class does not
+            build it any more.
         ValueError: if ``model`` is not the trial function of ``problem``.
     """
     configuration = _described(model) if problem is None else _trial_function_of(problem, model)
@@ -75,7 +78,7 @@ def rebuild(configuration: Configuration, variables: dict[str, Entry]) -> nnx.Mo
 def _described(model: nnx.Module) -> Configuration:
     described = _DESCRIPTIONS.get(type(model))
     if described is None:
-        raise UnnamedError(
+        raise OwnClassError(
             f"{type(model).__name__} is none of the classes {[c.__name__ for c in _DESCRIPTIONS]}"
         )
     return {"class": type(model).__name__, **described(model)}
@@ -171,21 +174,39 @@ def _dtype(variable: Any) -> str:
 # -- classes around other models ------------------------------------------------------------------
 
 
+def _arrays(model: nnx.Module, *names: str) -> Configuration:
+    """Shapes and dtypes of variables, from which `_ones` makes others; values are in the weights."""
+    arrays = {name: getattr(model, name)[...] for name in names}
+    return {name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()}
+
+
+def _ones(arrays: Configuration) -> dict[str, Any]:
+    return {name: jnp.ones(shape, dtype) for name, (shape, dtype) in arrays.items()}
+
+
 def _space_time(model: SpaceTimeFeatures) -> Configuration:
-    return {
-        "features": _described(model.features),
-        **{
-            name: [list(array.shape), str(array.dtype)]
-            for name in ("times", "nodes", "coefficients")
-            for array in [getattr(model, name)[...]]
-        },
-    }
+    arrays = _arrays(model, "times", "nodes", "coefficients")
+    return {"features": _described(model.features), **arrays}
 
 
 def _build_space_time(features: Configuration, **arrays: Any) -> nnx.Module:
-    zeros = {name: jnp.zeros(shape, dtype) for name, (shape, dtype) in arrays.items()}
     inner: Any = _built(features)
-    return SpaceTimeFeatures(inner, **zeros)
+    return SpaceTimeFeatures(inner, **_ones(arrays))
+
+
+def _normalized(model: NormalizedModel) -> Configuration:
+    network: Any = model.network
+    names = ("input_mean", "input_deviation", "output_mean", "output_deviation")
+    return {"network": _described(network), **_arrays(model, *names)}
+
+
+def _build_normalized(network: Configuration, **arrays: Any) -> nnx.Module:
+    ones = _ones(arrays)
+    sides = (
+        SimpleNamespace(mean=ones[f"{side}_mean"], deviation=ones[f"{side}_deviation"])
+        for side in ("input", "output")
+    )
+    return NormalizedModel(_built(network), *sides)
 
 
 def _corrected(model: CorrectedModel) -> Configuration:
@@ -280,6 +301,7 @@ _DESCRIPTIONS: dict[type[nnx.Module], Callable[[Any], Configuration]] = {
     RandomFeatures: _random_features,
     SpaceTimeFeatures: _space_time,
     CorrectedModel: _corrected,
+    NormalizedModel: _normalized,
     TrialFunction: _trial,
     SymmetricModel: _symmetric,
 }
@@ -287,6 +309,7 @@ _BUILDERS: dict[str, Callable[..., nnx.Module]] = {
     **{c.__name__: _network(c) for c in (MLP, FNO, MultiscaleMLP, RandomFeatures)},
     "SpaceTimeFeatures": _build_space_time,
     "CorrectedModel": _build_corrected,
+    "NormalizedModel": _build_normalized,
     "TrialFunction": _build_trial,
     "SymmetricModel": _build_symmetric,
 }

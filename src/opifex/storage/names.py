@@ -8,7 +8,7 @@ import sys
 from functools import reduce
 from typing import Any
 
-__all__ = ["UnnamedError", "name_of", "named"]
+__all__ = ["OwnClassError", "UnnamedError", "name_of", "named"]
 
 # Where users find functions; their own ``__module__`` may be a private one, which moves.
 _PUBLIC = ("jax.numpy", "jax.nn", "jax.lax", "flax.nnx", "jax.scipy.special")
@@ -17,6 +17,10 @@ _TRUSTED = ("jax", "flax", "opifex")
 
 class UnnamedError(ValueError):
     """Something has no name by which another program could find it."""
+
+
+class OwnClassError(UnnamedError):
+    """A model is of a class that this library does not build."""
 
 
 def name_of(what: str, value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,8 @@ from flax import nnx
 
 from opifex.core.checks import check_callable, check_choice
 from opifex.storage.configuration import Configuration, configure, rebuild
-from opifex.storage.names import UnnamedError
+from opifex.storage.files import replace_file
+from opifex.storage.names import OwnClassError, UnnamedError
 from opifex.storage.variables import Entry, arrays_of, entries, freeze_as, with_arrays
 from opifex.storage.weights import KINDS, digest_of, read_weights, remove, write_weights
 
@@ -51,8 +52,9 @@ def save_model(
     Every variable is kept (parameters, frozen values, batch statistics, random keys), in its own
     precision. For the classes of `opifex.models`, one inside the other too, and activations that have a
     name in a module, the settings are kept as well, and `load_model` needs nothing else. Any other
-    module is saved without, and `load_model` is given a function that builds it. The model of a trainer
-    is ``trainer.model``, at any level.
+    module is saved without, and `load_model` is given a function that builds it; where a function
+    without a name, such as a lambda, is the reason, a ``UserWarning`` says so. The model of a trainer is
+    ``trainer.model``, at any level; `opifex.models.NormalizedModel` keeps its normalizers along.
 
     A folder may be saved to again: a program that is cut off while it writes leaves the old model or the
     new one, never a mixture. Other files in the folder are left alone.
@@ -95,8 +97,11 @@ def save_model(
     configuration, reason = None, None
     try:
         configuration = configure(model, problem)
+    except OwnClassError as error:  # whoever wrote the class knows that
+        reason = str(error)
     except UnnamedError as error:
         reason = str(error)
+        warnings.warn(f"load_model will need build, since {reason}", UserWarning, stacklevel=2)
     target.mkdir(parents=True, exist_ok=True)
     name, digest = write_weights(arrays_of(model), target, weights)
     card = _Card(
@@ -196,23 +201,7 @@ def _write_card(card: _Card, folder: Path) -> None:
         "versions": {package: version(package) for package in ("opifex-multilevel", "jax", "flax")},
         **dataclasses.asdict(card),
     }
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder, suffix=".part", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            json.dump(content, file, indent=1)
-            file.close()
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, folder / CARD)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    replace_file(folder / CARD, json.dumps(content, indent=1).encode())
 
 
 def _read_card(folder: Path) -> _Card:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Array
 
 from opifex.core.checks import check_callable, check_choice, check_nonnegative_int
 from opifex.core.optional import optional_module
+from opifex.storage.files import replace_file
 
 __all__ = ["export_function", "load_function"]
 
@@ -41,8 +41,8 @@ def export_function(
         model = jax.export.deserialize(bytearray(Path(path).read_bytes())).call
 
     JAX keeps such programs readable for at least six months of its releases: for longer times keep
-    the model itself (`opifex.storage.save_model`). What belongs around the network, such as normalising
-    fields, goes into the function: ``lambda a: out.denormalize(model(into.normalize(a)))``.
+    the model itself (`opifex.storage.save_model`). What belongs around the network goes into it: the
+    normalising of fields as `opifex.models.NormalizedModel`, anything else in a function.
 
     Args:
         model: the model, or any function of one array that JAX can compile.
@@ -97,14 +97,7 @@ def export_function(
     content += _MARK + hashlib.sha256(content).hexdigest().encode()
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-        try:
-            file.write(content)
-            file.close()
-            os.replace(file.name, target)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    replace_file(target, content)
     return target
 
 
