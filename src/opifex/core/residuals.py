@@ -78,15 +78,41 @@ class ResidualTerm:
         Returns:
             Shape (n, components), in the dtype that the residual has.
         """
-        return jax.vmap(lambda x: jnp.atleast_1d(self.residual(u, x)))(points)
+        return jax.vmap(lambda x: self.at(u, x))(points)
+
+    def at(self, u: PointFunction, point: Float[Array, " dim"]) -> Float[Array, " m"]:
+        """The residual at one point, always a vector; an error in it says of which term it is.
+
+        Args:
+            u: function of one point.
+            point: shape (dim,).
+
+        Returns:
+            Shape (components,).
+        """
+        try:
+            return jnp.atleast_1d(self.residual(u, point))
+        except Exception as error:
+            # Twice where one evaluation is made of another.
+            note = (
+                f"In the residual term {self.name!r}: residual(u, x) got one row of its points as x, "
+                f"of shape {jnp.shape(point)}."
+            )
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            raise
 
 
 def check_points(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None:
-    """Raise ``ValueError`` unless there is one array of at least one point for each term.
+    """Check that there is one array of at least one point for each term.
 
     Args:
         terms: the terms of an objective.
         points: one array (points, dim) per term.
+
+    Raises:
+        ValueError: if the number of arrays is not the number of terms, or one has no rows.
+        TypeError: if the points of a term are several arrays, such as points with their normals.
     """
     if len(terms) != len(points):
         raise ValueError(
@@ -94,6 +120,11 @@ def check_points(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None
             f"got {len(points)} arrays"
         )
     for term, x in zip(terms, points, strict=True):
+        if isinstance(x, tuple | list):
+            raise TypeError(
+                f"points of the term {term.name!r} must be one array, got a {type(x).__name__} of "
+                f"{len(x)}: give the one that the term needs, or jnp.hstack of them as its rows"
+            )
         if not jnp.shape(x) or jnp.shape(x)[0] == 0:
             raise ValueError(
                 f"points of the term {term.name!r} must have at least one row, "
@@ -118,6 +149,7 @@ def residual_vector(
 
     Raises:
         ValueError: if the number of point arrays is not the number of terms, or one has no rows.
+        TypeError: if the points of a term are several arrays.
     """
     check_points(terms, points)
     return jnp.concatenate(
@@ -143,6 +175,7 @@ def mean_square_loss(
 
     Raises:
         ValueError: if the number of point arrays is not the number of terms, or one has no rows.
+        TypeError: if the points of a term are several arrays.
     """
     check_points(terms, points)
     return sum(

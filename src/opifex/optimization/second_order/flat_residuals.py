@@ -271,7 +271,7 @@ class FlatResiduals:
         """
 
         def at_point(flat: Array, point: Array, scale: Array) -> tuple[Array, Array]:
-            value = scale * jnp.ravel(block.term.residual(self.function(flat), point))
+            value = scale * jnp.ravel(block.term.at(self.function(flat), point))
             value = value.astype(self.size.dtype)
             return value, value
 
