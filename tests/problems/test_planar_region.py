@@ -391,6 +391,20 @@ def test_without_shapely(monkeypatch):
             build()
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda region, key: region.interior_points(4, key=key),
+        lambda region, key: region.boundary_points(4, key=key).points,
+        lambda region, key: region.contains(jax.random.uniform(key, (4, 2))),
+    ],
+)
+def test_compiled_code_is_told_to_choose_from_points_made_before(draw):
+    square = PlanarRegion.box((0, 0), (1, 1))
+    with pytest.raises(TypeError, match=r"compiled code.*pool"):
+        jax.jit(lambda key: draw(square, key))(jax.random.key(0))
+
+
 BOW_TIE = [(0, 0), (1, 1), (1, 0), (0, 1)]
 CORNERS = np.array([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 0.0)])
 

@@ -289,7 +289,9 @@ class PlanarRegion:
     ) -> Float[Array, "n 2"]:
         """Points inside: those of the bounding box that lie in the region, in their order.
 
-        Sets are nested for equal keys: the first points of a longer set are the shorter one.
+        Sets are nested for equal keys: the first points of a longer set are the shorter one. Shapely
+        does not run in compiled code: for points that `fit` draws anew, make many once, outside, and
+        choose among them with ``jax.random.choice``.
 
         Args:
             num_points: how many.
@@ -300,11 +302,13 @@ class PlanarRegion:
             Shape (num_points, 2), of JAX's default floating-point type.
 
         Raises:
-            TypeError: if ``num_points`` is not an integer or ``key`` is no random key.
+            TypeError: if ``num_points`` is not an integer, or ``key`` is no random key or known to
+                compiled code alone.
             ValueError: if ``num_points`` is not positive, ``method`` is unknown, or the region fills
                 less than a thousandth of its bounding box (draw points of its parts then).
         """
         count = check_positive_int("num_points", num_points)
+        _check_known("key", key)
         box = self.bounds
         share = self.area / float(np.prod(np.subtract(box.upper, box.lower)))
         if share < SMALLEST_SHARE:
@@ -356,6 +360,7 @@ class PlanarRegion:
         unit = None
         if key is not None:
             check_key("key", key)
+            _check_known("key", key)
             seed = np.asarray(jax.random.key_data(key)).astype(np.uint32).tolist()
             unit = np.random.default_rng(seed).random(num_points)
         dtype = jnp.result_type(float)
@@ -397,6 +402,16 @@ def _proper_parts(geometry: Any) -> list[Any]:
     ]
 
 
+def _check_known(name: str, value: Any) -> None:
+    """Raise ``TypeError`` in compiled code, where Shapely cannot see the numbers."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} must be known when points of a region are computed, got one that only compiled "
+            "code knows: make many points once, outside, pool = region.interior_points(10_000), and "
+            "choose among them, jax.random.choice(key, pool, (num_points,), replace=False)"
+        )
+
+
 def _as_floats(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value, np.float64)
@@ -417,6 +432,7 @@ def _numbers(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray
 
 
 def _points(points: Any) -> np.ndarray:
+    _check_known("points", points)
     array = _as_floats("points", points)
     check_last_axis("points", array, "dimension", 2)
     return array
