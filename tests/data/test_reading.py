@@ -135,6 +135,23 @@ def test_coordinates_show_the_kind_of_grid(hdf5, points, kind):
     np.testing.assert_allclose(fields.coordinates[0], points, rtol=1e-6)
 
 
+def test_an_array_called_x_is_a_coordinate_where_it_is_as_long_as_the_grid(hdf5):
+    beside = read_fields(
+        hdf5(before=noise(5, 16), after=noise(5, 16), x=CELLS), inputs="before", outputs="after"
+    )
+    assert beside.grid_kind == "cell"
+    np.testing.assert_array_equal(beside.coordinates[0], CELLS)
+    elsewhere = read_fields(hdf5(a=noise(5, 16), u=noise(5, 16), x=noise(5)))
+    assert elsewhere.coordinates == ()
+
+
+def test_fields_are_shown_by_their_sizes(npz):
+    shown = repr(read_fields(npz(a=noise(5, 16), u=noise(5, 16))))
+    assert shown == (
+        "Fields(inputs=float32[5, 16, 1] of a, outputs=float32[5, 16, 1] of u, grid_kind=None)"
+    )
+
+
 def test_steady_problem_of_pdebench(hdf5):
     nu, tensor = noise(5, 16, 16), noise(5, 1, 16, 16)
     path = hdf5(nu=nu, tensor=tensor, x_coordinate=CELLS, y_coordinate=CELLS, t_coordinate=[0.0])

@@ -106,11 +106,22 @@ def open_field_file(path: str | os.PathLike[str]) -> Iterator[FieldFile]:
 
 
 def _named_axes(arrays: Mapping[str, StoredArray]) -> dict[str, np.ndarray]:
-    """Coordinate arrays of files without named axes: x, then y, then z, as far as they go."""
+    """Coordinate arrays of files without named axes: x, then y, then z, as far as they go.
+
+    A plain ``x`` may be something else: it counts where it is as long as an axis behind the samples
+    of another array.
+    """
     found: dict[str, np.ndarray] = {}
+    behind_samples = {n for array in arrays.values() for n in array.shape[1:]}
     for axis in "xyz":
         names = [key.format(axis) for key in _AXIS_KEYS]
         present = [n for n in names if n in arrays and len(arrays[n].shape) == 1]
+        if (
+            axis in arrays
+            and len(arrays[axis].shape) == 1
+            and arrays[axis].shape[0] in behind_samples
+        ):
+            present.append(axis)
         if not present:
             break
         found[axis] = arrays[present[0]].read(...)

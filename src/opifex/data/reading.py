@@ -42,6 +42,17 @@ class Fields:
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Names and sizes, without the numbers."""
+        sides = (
+            (f"{name}={array.dtype}{list(array.shape)} of {', '.join(names) or 'no name'}")
+            for name, array, names in (
+                ("inputs", self.inputs, self.input_names),
+                ("outputs", self.outputs, self.output_names),
+            )
+        )
+        return f"Fields({', '.join(sides)}, grid_kind={self.grid_kind!r})"
+
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.inputs)
