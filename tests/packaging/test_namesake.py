@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
+ROOMS = ["storage", "cli", "viz", "data", "problems", "loggers"]
 WAY_OUT = "pip uninstall opifex opifex-multilevel, then pip install opifex-multilevel"
 
 
@@ -50,20 +51,30 @@ def test_where_the_other_was_installed_last_or_removed_it_stops(tmp_path, left):
     package = tmp_path / "opifex"
     (package / "training").mkdir(parents=True)
     (package / "training" / "multilevel").symlink_to(SOURCE / "opifex/training/multilevel")
+    for room in ROOMS:
+        (package / room).symlink_to(SOURCE / "opifex" / room)
     (tmp_path / "opifex_multilevel.py").symlink_to(SOURCE / "opifex_multilevel.py")
     if left == "__init__.py":
         (package / "__init__.py").write_text('__version__ = "0.2.10"\n')
         install_metadata(tmp_path)
+    start = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
     program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import opifex.training.multilevel"
+        start
+        + f"""
+for room in {[*ROOMS, "training.multilevel"]}:
+    try:
+        __import__("opifex." + room)
+    except ImportError as error:
+        print(room, error)
+"""
     )
     result = run("-I", "-S", "-c", program, path=[])  # without the editable install
-    assert result.returncode == 1
-    assert "ImportError: the distributions opifex and opifex-multilevel" in result.stderr
-    assert WAY_OUT in result.stderr
-    program = program.replace(
-        "opifex.training.multilevel", "opifex_multilevel as m; m.check_installation()"
-    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(ROOMS) + 1, result.stderr
+    for line, room in zip(lines, [*ROOMS, "training.multilevel"], strict=True):
+        assert line.startswith(f"{room} the distributions opifex and opifex-multilevel")
+        assert WAY_OUT in line
+    program = start + "import opifex_multilevel as m; m.check_installation()"
     result = run("-I", "-S", "-c", program, path=[])  # without the editable install
     assert result.returncode == 1
     assert "ImportError: " in result.stderr

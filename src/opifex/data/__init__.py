@@ -3,6 +3,10 @@
 The room may import `opifex.core`.
 """
 
+from opifex_multilevel import require_own_package
+
+require_own_package()  # before the first import that fails where another package is mixed with this one
+
 from opifex.data.burgers import generate_burgers_operator_data, solve_burgers
 from opifex.data.cache import default_cache_dir
 from opifex.data.darcy import DarcySmall, generate_darcy_data, load_darcy_small, solve_darcy

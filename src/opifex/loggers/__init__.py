@@ -7,6 +7,10 @@ outcome. `Reporter` is the bridge to training: an ordinary callback of
 The room may import `opifex.core` and `opifex.training`; nothing but `opifex.cli` imports it.
 """
 
+from opifex_multilevel import require_own_package
+
+require_own_package()  # before the first import that fails where another package is mixed with this one
+
 from opifex.loggers.console import ConsoleLogger
 from opifex.loggers.mlflow_tracking import MLflowLogger
 from opifex.loggers.protocol import Logger, Outcome, Row, RunInfo

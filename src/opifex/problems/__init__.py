@@ -3,6 +3,10 @@
 The room may import `opifex.core` and `opifex.models` (for trial functions).
 """
 
+from opifex_multilevel import require_own_package
+
+require_own_package()  # before the first import that fails where another package is mixed with this one
+
 from opifex.problems.allen_cahn import AllenCahn
 from opifex.problems.base import Problem
 from opifex.problems.burgers import Burgers

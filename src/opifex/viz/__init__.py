@@ -3,6 +3,10 @@
 The room may import `opifex.core`, `opifex.problems` and `opifex.training`; nothing imports it.
 """
 
+from opifex_multilevel import require_own_package
+
+require_own_package()  # before the first import that fails where another package is mixed with this one
+
 from opifex.viz.animation import animate_solution
 from opifex.viz.curves import plot_history, shade_levels
 from opifex.viz.fields import plot_fields, plot_solution
