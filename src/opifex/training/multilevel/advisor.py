@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,7 +34,8 @@ from rich.console import Console
 
 from opifex.core.checks import check_choice, check_fraction, check_positive, check_positive_int
 from opifex.core.metrics import relative_l2
-from opifex.models import FNO, MLP
+from opifex.core.residuals import mean_square_loss
+from opifex.models import FNO, MLP, TrialFunction
 from opifex.problems import Problem, grid_points
 from opifex.training.loop import CompiledLoop, LoopState, as_arrays, owned
 from opifex.training.loop import steps_per_epoch as loop_steps
@@ -132,6 +134,10 @@ def spectral_tail(fields: np.ndarray, spatial_dims: int) -> np.ndarray:
 
 
 def _resized(finest: nnx.Module, size: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+    if isinstance(finest, TrialFunction):
+        functions = {"offset": finest.offset, "factor": finest.factor, "embed": finest.embed}
+        inner: Any = finest.network
+        return TrialFunction(_resized(inner, size, rngs), **functions)  # type: ignore[arg-type]
     if isinstance(finest, MLP):
         return MLP(
             finest.input_dim,
@@ -254,8 +260,8 @@ def recommend_schedule(
     """Propose levels, factors and epochs for a problem or data, and say why.
 
     Args:
-        source: a `Problem` for an `MLP`, or ``(inputs, outputs)`` of shape (samples, *spatial,
-            channels) for an `FNO`.
+        source: a `Problem` for an `MLP`, or for its trial function around one; or ``(inputs, outputs)``
+            of shape (samples, *spatial, channels) for an `FNO`.
         finest_model: the network or operator to arrive at; it is not changed.
         budget: work units to spend: steps of the finest level that would cost as much.
         factor: ratio of the sizes of neighbouring levels, above one.
@@ -289,12 +295,17 @@ def recommend_schedule(
     sizes: list[tuple[int, ...]]
     data: list[tuple[Any, ...]]
     loss: Any
-    if isinstance(finest_model, MLP) and isinstance(source, Problem):
+    hard = isinstance(finest_model, TrialFunction)
+    network: Any = finest_model.network if isinstance(finest_model, TrialFunction) else finest_model
+    if isinstance(network, MLP) and isinstance(source, Problem):
         sizes, data, reason = _network_candidates(
-            finest_model, source, factor, coarsest_error, num_points
+            network, source, factor, coarsest_error, num_points
         )
+        # A trial function meets the conditions: the equation alone is left.
+        terms = source.terms[:1] if hard else source.terms
+        data = [points[: len(terms)] for points in data]
         shapes: list[tuple[int, ...]] = [(int(points[0].shape[0]),) for points in data]
-        loss, batch_size = source.loss, None
+        loss, batch_size = partial(mean_square_loss, terms), None
         smoother = None if optimizer is None else as_smoother(optimizer)
         if isinstance(smoother, LeastSquaresSmoother):
             sizes, data, shapes = sizes[-1:], data[-1:], shapes[-1:]
@@ -313,7 +324,8 @@ def recommend_schedule(
             return relative_l2(model(inputs), outputs)
     else:
         raise TypeError(
-            "source and finest_model must be a Problem and an MLP, or (inputs, outputs) and an FNO, "
+            "source and finest_model must be a Problem and an MLP (or a trial function around one), or "
+            "(inputs, outputs) and an FNO, "
             f"got {type(source).__name__} and {type(finest_model).__name__}"
         )
     rngs = nnx.Rngs(0)
