@@ -13,19 +13,21 @@ class Interruptible:
     """Within this context the first Ctrl-C is only noted; `check` raises it at a safe point.
 
     A second Ctrl-C is raised at once. Outside of the main thread, or where another handler than
-    Python's own is installed, nothing changes.
+    Python's own is installed, nothing changes. SIGTERM is treated likewise where a program has given it
+    the handler of Ctrl-C (``signal.default_int_handler``).
     """
 
     def __init__(self) -> None:
         self._noted = False
-        self._installed = False
+        self._installed: list[signal.Signals] = []
 
     def __enter__(self) -> Interruptible:
         """Take over Python's handler."""
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
-            self._installed = True
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.default_int_handler:
+                    signal.signal(number, self._note)
+                    self._installed.append(number)
         return self
 
     def __exit__(
@@ -35,8 +37,8 @@ class Interruptible:
         trace: TracebackType | None,
     ) -> None:
         """Give it back; an interrupt that nobody has checked for is raised now."""
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in self._installed:
+            signal.signal(number, signal.default_int_handler)
         if kind is None:
             self.check()
 
