@@ -98,13 +98,17 @@ def test_configurations_side_by_side(command, monkeypatch):
 @pytest.mark.slow  # the page of the command line runs it, too
 def test_the_finest_level_alone_gets_as_much_work(command):
     command.write(POISSON)
-    command("compare", "config.yaml", "--strategies", "cascade,finest", "--no-figures")
+    command(
+        "compare", "config.yaml", "--strategies", "cascade,finest", "--no-figures", "-o", "both"
+    )
     work = [
-        load_history(command.folder / f"out-{name}" / "state").work
+        load_history(command.folder / "both" / name / "state").work
         for name in ("cascade", "finest")
     ]
     assert work[1] == pytest.approx(work[0], abs=0.5)
-    assert {row["level"] for row in read_rows(command.folder / "out-finest" / "metrics.csv")} == {0}
+    assert {
+        row["level"] for row in read_rows(command.folder / "both" / "finest" / "metrics.csv")
+    } == {0}
 
 
 @pytest.mark.parametrize(

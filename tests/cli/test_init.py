@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 
 import jax
@@ -14,11 +13,12 @@ import numpy as np
 import pytest
 import yaml
 
+from cli_configurations import commands_of, shorten
 from opifex.cli.configuration import load_settings
-from opifex.cli.model_files import predictor
+from opifex.cli.model_files import read_model
 from opifex.cli.registry import PROBLEMS
 from opifex.cli.run_folder import RunFolder
-from opifex.cli.task import held_out_rows
+from opifex.cli.tasks import held_out_rows
 from opifex.core.metrics import relative_l2
 from opifex.storage import load_function
 
@@ -33,18 +33,6 @@ def save_fields(path, samples=20, points=16, inputs="force", outputs="height"):
     np.savez(path, **{inputs: force, outputs: 1e3 * np.sin(force) + 500})
 
 
-def shorten(path):
-    """The same configuration with less of everything that costs time."""
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"levels: \d+", "levels: 2", text)
-    text = re.sub(r"epochs: \[[\d, ]+\]", "epochs: [2, 2]", text)
-    text = re.sub(r"width: \d+", "width: 3", text)
-    text = re.sub(r"layers: \d+", "layers: 1", text)
-    text = re.sub(r"hidden: \[\d+, \d+\]", "hidden: [8]", text)
-    text = re.sub(r"_points: \d+", "_points: 32", text)
-    path.write_text(text, encoding="utf-8")
-
-
 def test_two_commands_from_a_file_to_a_model(command):
     save_fields(command.folder / "mine.npz", inputs="a", outputs="u")
     output = command("init", "--data", "mine.npz")
@@ -57,9 +45,10 @@ def test_two_commands_from_a_file_to_a_model(command):
     with np.load(command.folder / "mine.npz") as file:
         inputs, outputs = (jnp.asarray(file[name][rows, :, None], "float32") for name in "au")
     told = json.loads((out / "status.json").read_text(encoding="utf-8"))["error"]
-    model = predictor(RunFolder(out), "float32")
+    model = read_model(RunFolder(out))
     assert float(relative_l2(model(inputs), outputs)) == pytest.approx(told, rel=1e-4)
     command("export", "runs/mine", "--format", "jax")
+    assert not (out / "model" / "scaling.json").exists()  # all of it is in the model
     served = load_function(out / "export" / "model.jax_export")
     assert float(relative_l2(served(inputs), outputs)) == pytest.approx(told, rel=1e-4)
 
@@ -103,6 +92,13 @@ def test_every_problem_has_an_example(command, name):
     settings, _ = load_settings(command.folder / "a.yaml")
     problem = PROBLEMS[name]
     assert problem(**settings.problem.parameters) == problem()
+
+
+def test_commands_to_copy_are_quoted(command):
+    output = command("init", "own run.yaml")
+    assert "now: opifex-multilevel run 'own run.yaml'" in output
+    text = (command.folder / "own run.yaml").read_text(encoding="utf-8")
+    assert "opifex-multilevel run 'own run.yaml'" in text
 
 
 def test_what_cannot_be_begun_is_refused(command):
@@ -173,15 +169,26 @@ def test_advice_is_lines_for_the_configuration(command):
     advice = yaml.safe_load(output.split("# for config.yaml:")[1])
     assert advice["hierarchy"]["sizes"][-1] == [8]
     assert len(advice["epochs"]) == len(advice["hierarchy"]["sizes"])
-    command.write(DATA + "hierarchy: {kind: network}\n")
-    assert "error: " in command("advise", "config.yaml", code=2)
 
 
-def commands_of_the_page():
-    blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    assert all(line.startswith("$ opifex-multilevel ") for line in lines)
-    return [shlex.split(line)[2:] for line in lines]
+def test_advice_on_trial_functions(command):
+    command.write(
+        "problem: {name: poisson, interior_points: 64, conditions: hard}\n"
+        "hierarchy: {hidden: [32]}\noutput: out\n"
+    )
+    output = command("advise", "config.yaml", "--budget", "50")
+    advice = yaml.safe_load(output.split("# for config.yaml:")[1])
+    assert advice["hierarchy"]["sizes"][-1] == [32]
+    assert "64 points" in output
+
+
+def test_no_advice_on_tables_says_why_and_what_to_do(command):
+    x = np.random.default_rng(0).uniform(size=(20, 2))
+    np.savez(command.folder / "table.npz", x=x, y=x)
+    command.write("data: {path: table.npz}\nhierarchy: {kind: network}\noutput: out\n")
+    output = command("advise", "config.yaml", code=2)
+    assert "samples (samples, features) have none" in output
+    assert "--strategies cascade,finest" in output
 
 
 @pytest.mark.slow
@@ -189,7 +196,7 @@ def test_the_commands_of_the_page_run(command, monkeypatch):
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # times do not matter here
     save_fields(command.folder / "fields.npz")
     ran = set()
-    for arguments in commands_of_the_page():
+    for arguments in commands_of(PAGE):
         if arguments[0] == "resume":  # as if Ctrl-C had been pressed
             path = command.folder / arguments[1] / "status.json"
             status = json.loads(path.read_text(encoding="utf-8"))
@@ -217,7 +224,7 @@ def test_every_command_is_on_the_page(command):
     help_text = command("--help")
     names = re.findall(r"^  ([a-z]+) ", help_text.split("Commands:")[1], re.MULTILINE)
     assert len(names) == 9
-    assert {arguments[0] for arguments in commands_of_the_page()} == set(names)
+    assert {arguments[0] for arguments in commands_of(PAGE)} == set(names)
 
 
 @pytest.mark.slow

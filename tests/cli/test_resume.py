@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli_configurations import POISSON
-from opifex.cli import training
+from cli_configurations import POISSON, commands_of, shorten
+from opifex.cli import state_saver
+from opifex.cli.run_folder import RunFolder
 from opifex.cli.saved_state import load_history, read_position
+from opifex.cli.spectra import read_spectra
 from opifex.loggers import Reporter
 from opifex.loggers.table_files import read_rows
 from opifex.storage import load_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "resuming.md"
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +38,8 @@ def read_status(folder):
     return json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
 
 
-def ctrl_c_at(monkeypatch, step):
-    """Press Ctrl-C when a run has taken so many steps, once."""
+def ctrl_c_at(monkeypatch, step, number=signal.SIGINT):
+    """Press Ctrl-C, or send another signal, when a run has taken so many steps, once."""
     log = Reporter.__call__
     pressed = []
 
@@ -43,15 +47,25 @@ def ctrl_c_at(monkeypatch, step):
         log(self, progress)
         if progress.step >= step and not pressed:
             pressed.append(step)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(Reporter, "__call__", call)
 
 
-@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, 8])
-def test_ctrl_c_ends_with_a_saved_state_and_resume_goes_on(command, monkeypatch, step):
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        pytest.param(2, signal.SIGINT, marks=pytest.mark.slow),
+        (4, signal.SIGINT),
+        (8, signal.SIGTERM),
+    ],
+)
+def test_an_interrupt_ends_with_a_saved_state_and_resume_goes_on(
+    command, monkeypatch, step, number
+):
     command.write(POISSON)
-    ctrl_c_at(monkeypatch, step)
+    before = signal.getsignal(signal.SIGTERM)
+    ctrl_c_at(monkeypatch, step, number)
     output = command("run", "config.yaml", "--no-figures", code=130)
     assert "interrupted: the state is saved; go on with: opifex-multilevel resume out" in output
     out = command.folder / "out"
@@ -66,6 +80,35 @@ def test_ctrl_c_ends_with_a_saved_state_and_resume_goes_on(command, monkeypatch,
     assert history.table()["level"].tolist() == [0] * 4 + [1] * 6
     rows = read_rows(out / "metrics.csv")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
+    spectra = read_spectra(RunFolder(out))
+    assert [(s.level, s.epoch) for s in spectra][0::2] == [(0, 0), (1, 6 if step < 8 else 2)]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_finished_run_is_given_further_epochs(command):
+    command.write(POISSON)
+    command("run", "config.yaml", "--no-figures")
+    assert "give --more EPOCHS" in command("resume", "out", code=2)
+    command("resume", "out", "--more", "3", "--no-figures")
+    out = command.folder / "out"
+    assert load_history(out / "state").table()["level"].tolist() == [0] * 4 + [1] * 9
+    assert read_status(out)["status"] == "finished"
+    output = command("resume", "out", "--more", "1", "--no-figures")
+    assert "epochs left per level: [1]" in output
+
+
+def test_the_commands_of_the_tutorial_run(command, monkeypatch):
+    ctrl_c_at(monkeypatch, 3)
+    init, run, *rest = commands_of(PAGE)
+    command(*init)
+    shorten(command.folder / init[1])
+    output = command(*run, "--no-figures", code=130)
+    told = "interrupted: the state is saved; go on with: opifex-multilevel resume runs/poisson\n"
+    assert output.endswith(told)
+    assert told in PAGE.read_text(encoding="utf-8")
+    for arguments in rest:
+        assert "going on at level 1" in command(*arguments, "--no-figures")
+    assert load_history(command.folder / "runs/poisson/state").num_steps == 4 + 100
 
 
 def test_full_batches_resumed_equal_one_run(command, monkeypatch):
@@ -88,16 +131,18 @@ def test_a_killed_run_goes_on_from_its_last_evaluation(command, monkeypatch):
     class KilledError(Exception):
         pass
 
-    saved = training._Saver.__call__
+    saved = state_saver.StateSaver.__call__
 
     def call(self, progress):
         saved(self, progress)
         if progress.step == 8:
             raise KilledError
 
-    monkeypatch.setattr(training, "_save", lambda *_, **__: None)  # no time for last words
-    monkeypatch.setattr(training._Saver, "__call__", call)
-    monkeypatch.setattr(training, "_SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(
+        state_saver.StateSaver, "save", lambda *_, **__: None
+    )  # no time for last words
+    monkeypatch.setattr(state_saver.StateSaver, "__call__", call)
+    monkeypatch.setattr(state_saver, "SAVING_SHARE", float("inf"))
     command("run", "config.yaml", "--no-figures", code=1)
     out = command.folder / "out"
     assert read_position(out / "state").step == 8
@@ -198,27 +243,35 @@ def test_batches_and_schedules_go_on(command, monkeypatch):
     assert load_history(command.folder / "out" / "state").num_steps == 24
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_in_a_process_of_its_own(tmp_path):
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
+def test_an_interrupt_of_a_process_of_its_own(command, tmp_path, number):
     (tmp_path / "a.yaml").write_text(
         POISSON.replace("epochs: [4, 6]", "epochs: [1000000, 5]"), encoding="utf-8"
     )
-    command = [sys.executable, "-m", "opifex.cli"]
-    process = subprocess.Popen(
-        [*command, "run", "a.yaml", "--no-figures"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "out" / "state" / "position.json").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+    command_line = [sys.executable, "-m", "opifex.cli", "run", "a.yaml", "--no-figures"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command_line, cwd=tmp_path, text=True, **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()  # as ``| head -1`` does: the run goes on without a reader
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "out" / "state" / "position.json").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        errors = process.stderr.read()
     assert process.returncode == 130, errors
     assert "resume out" in errors
-    assert read_position(tmp_path / "out" / "state").step > 0
+    assert read_status(tmp_path / "out")["status"] == "interrupted"
+    steps = read_position(tmp_path / "out" / "state").step
+    assert steps > 0
+    resolved = tmp_path / "out" / "configuration.resolved.yaml"
+    text = resolved.read_text(encoding="utf-8")
+    resolved.write_text(text.replace("- 1000000", "- 1"), encoding="utf-8")
+    command("resume", "out", "--no-figures")
+    assert (
+        load_history(tmp_path / "out" / "state").table()["level"].tolist() == [0] * steps + [1] * 5
+    )

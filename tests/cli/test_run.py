@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from opifex.cli import training
-from opifex.cli.model_files import predictor, run_settings
+from opifex.cli.model_files import read_model, run_settings
 from opifex.cli.registry import PROBLEMS
 from opifex.cli.report import seed_folders
 from opifex.cli.run_folder import RunFolder
 from opifex.cli.saved_state import load_history
+from opifex.cli.tasks import ProblemTask
 from opifex.loggers.table_files import read_rows
 from opifex.problems import Poisson
 from opifex.storage import load_function, load_model
@@ -35,7 +35,8 @@ def test_everything_is_in_the_folder(finished):
     expected = "configuration.yaml configuration.resolved.yaml versions.json status.json "
     expected += "metrics.csv metrics.parquet steps.csv steps.parquet accounts.json report.html "
     expected += "model/model.json state/position.json figures/loss-over-work.svg "
-    expected += "figures/error-over-work.svg figures/timeline.svg figures/solution.svg"
+    expected += "figures/error-over-work.svg figures/timeline.svg figures/solution.svg "
+    expected += "figures/error-spectra.svg spectra.json"
     assert set(expected.split()) <= names
     assert any(name.startswith("events/") for name in names)
     given = (finished.folder / "config.yaml").read_text(encoding="utf-8")
@@ -63,6 +64,10 @@ def test_tables_say_what_happened(finished):
     np.testing.assert_allclose(losses, steps["loss"])
     history = load_history(out / "state")
     np.testing.assert_allclose(losses, history.losses)
+    # In units of the finest level, also what was written before that was priced.
+    done = history.table()["work"][[row["step"] - 1 for row in rows]]
+    np.testing.assert_allclose([row["work"] for row in rows], done)
+    assert all(np.diff(done) > 0)
     spent = read_json(out / "accounts.json")
     assert sum(v for k, v in spent.items() if k != "total") == pytest.approx(spent["total"])
 
@@ -79,7 +84,7 @@ def test_the_model_is_the_one_whose_error_is_told(finished):
 def test_the_report_needs_nothing_else(finished):
     page = (finished.folder / "out" / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == 5
+    assert len(sources) == 6
     for source in sources:
         kind, content = source.split(",", 1)
         assert kind == "data:image/svg+xml;base64"
@@ -125,9 +130,23 @@ def test_lines_are_plain_and_tell_everything(command, finished):
 def test_figures_and_report_can_be_drawn_again(finished):
     assert not list((finished.folder / "out" / "figures").glob("*.png"))
     output = finished("plot", "out")
-    assert len(list((finished.folder / "out" / "figures").glob("*.png"))) == 5
+    assert len(list((finished.folder / "out" / "figures").glob("*.png"))) == 6
     assert "out/figures/timeline.svg: Where the time went." in output
     assert finished("report", "out") == "report: out/report.html\n"
+
+
+def test_what_cannot_be_written_is_told(command, finished):
+    """A file where a folder should be: permissions do not keep a superuser out."""
+    (command.folder / "file").write_text("", encoding="utf-8")
+    command.write((finished.folder / "config.yaml").read_text(encoding="utf-8"))
+    out = str(finished.folder / "out")
+    for arguments in (
+        ["run", "config.yaml", "--output", "file/run"],
+        ["init", "file/own.yaml"],
+        ["export", out, "--output", "file/there"],
+    ):
+        output = command(*arguments, code=2)
+        assert re.match(r"error: file[\w/.]*: (Not a directory|File exists)\n", output), output
 
 
 @pytest.mark.parametrize("name", ["plot", "report", "export", "resume"])
@@ -178,7 +197,7 @@ def test_several_seeds_have_folders_and_a_summary(command):
     with jax.enable_x64(True):
         problem = PROBLEMS["heat"]()
         for (_, where), error in zip(seed_folders(folder, settings), errors, strict=True):
-            model = predictor(where, "float64")
+            model = read_model(where)
             found = problem.relative_l2_error(model)
             assert found.dtype == "float64"
             assert float(found) == pytest.approx(error, rel=1e-6)
@@ -191,7 +210,7 @@ def test_the_report_of_several_seeds_has_the_figures_of_each(command):
     command.write(SEEDS)
     command("run", "config.yaml")
     page = (command.folder / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/svg+xml") == 10
+    assert page.count("data:image/svg+xml") == 12
     for text in ("<h2>seed 3</h2>", "<h2>seed 5</h2>", "<th>error</th>"):
         assert text in page
 
@@ -218,7 +237,7 @@ def test_a_model_that_cannot_be_written_does_not_undo_the_run(command, finished,
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(training, "write_model", fail)
+    monkeypatch.setattr(ProblemTask, "save_model", fail)
     command.write((finished.folder / "config.yaml").read_text(encoding="utf-8"))
     assert "disk full" in command("run", "config.yaml", "--no-figures")
     assert read_json(command.folder / "out" / "status.json")["status"] == "finished"
@@ -229,6 +248,9 @@ def test_problems_and_methods_are_listed(command):
     output = command("problems")
     assert "helmholtz: The Helmholtz problem" in output
     assert "    half_waves: 4" in output
+    assert (
+        "burgers: The viscous Burgers equation. u_t + u u_x = nu u_xx on [-1, 1] x [0, 1]" in output
+    )
     assert "levenberg-marquardt: " in command("problems", "--methods")
 
 

@@ -14,6 +14,10 @@ from __future__ import annotations
 
 import sys
 
+from opifex_multilevel import require_own_package
+
+require_own_package()
+
 __all__ = ["main"]
 
 

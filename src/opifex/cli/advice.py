@@ -10,7 +10,7 @@ from rich.console import Console
 from opifex.cli.errors import CommandError
 from opifex.cli.registry import make_optimizer
 from opifex.cli.settings import RunSettings
-from opifex.cli.task import build_task
+from opifex.cli.tasks import OperatorTask, ProblemTask, build_task
 from opifex.cli.yaml_document import dump_yaml
 from opifex.training.multilevel import recommend_schedule
 
@@ -33,19 +33,19 @@ def advise(settings: RunSettings, budget: int, console: Console) -> str:
     """
     with jax.enable_x64(settings.precision == "float64"):
         task = build_task(settings)
-        given = task.settings.problem
-        if given is not None and given.conditions == "hard":
-            raise CommandError("there is advice for conditions: soft only, and this is hard")
-        if task.samples is not None and task.settings.hierarchy.kind == "network":
-            raise CommandError("there is no advice for tables: their samples have no frequencies")
         models = task.make_models(0)
         optimizer: Any = make_optimizer(task.settings.optimizer, [1] * len(models))
-        source: Any = task.problem
-        if task.samples is not None:
-            inputs, outputs = task.samples.inputs, task.samples.outputs
-            if task.scaling is not None:
-                inputs = task.scaling.inputs.normalize(inputs)
-            source = (inputs.astype(settings.precision), outputs.astype(settings.precision))
+        if isinstance(task, ProblemTask):
+            source: Any = task.problem
+        elif isinstance(task, OperatorTask):
+            source = task.inputs, task.outputs
+        else:
+            raise CommandError(
+                "there is no advice for tables: it rests on the frequencies of fields on a grid, and "
+                "samples (samples, features) have none. Find out by trying: opifex-multilevel compare "
+                "CONFIG.yaml --strategies cascade,finest"
+            )
+        given = task.settings.problem
         try:
             advice = recommend_schedule(
                 source,
@@ -53,7 +53,7 @@ def advise(settings: RunSettings, budget: int, console: Console) -> str:
                 budget,
                 factor=1 / task.settings.hierarchy.coarsening,
                 batch_size=task.settings.batch_size,
-                num_points=given.interior_points if given is not None else 1000,
+                num_points=given.interior_points if given else 1000,
                 optimizer=optimizer.smoother_at(0),
                 verbose=False,
             )

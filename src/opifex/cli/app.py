@@ -6,6 +6,9 @@ Each imports what it needs when it is called, so that ``--help`` does not wait f
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opifex.cli.errors import CommandError, Interrupted, nearest
+from opifex.cli.signals import terminable
 
 if TYPE_CHECKING:
     from opifex.cli.comparison import Contestant
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as shells have it, and after SIGTERM."""
 
 app = typer.Typer(
     add_completion=False,
@@ -45,8 +49,22 @@ Output = Annotated[
 Figures = Annotated[bool, typer.Option(help="Draw figures and write the report at the end.")]
 
 
+class _PatientConsole(Console):
+    """A console whose reader may leave, as ``head`` does: the run goes on and says no more."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:  # older releases of Rich leave it to the caller
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _console() -> Console:
-    return Console(highlight=False)
+    return _PatientConsole(highlight=False)
 
 
 def _say(*lines: str) -> None:
@@ -56,11 +74,16 @@ def _say(*lines: str) -> None:
 
 @contextmanager
 def _errors_for_people() -> Iterator[None]:
-    """Errors of the user's as one message and exit code 2, Ctrl-C as 130."""
+    """Errors of the user's as one message and exit code 2, Ctrl-C and SIGTERM as 130."""
     try:
-        yield
+        with terminable():
+            yield
     except CommandError as error:
         typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}", err=True)
         raise typer.Exit(2) from error
     except Interrupted as interrupt:
         typer.echo(f"interrupted: the state is saved; {interrupt}", err=True)
@@ -109,12 +132,18 @@ def run(
 
 
 @app.command()
-def resume(folder: Folder, figures: Figures = True) -> None:
-    """Go on with an interrupted run from its last saved state."""
+def resume(
+    folder: Folder,
+    more: Annotated[
+        int, typer.Option(help="Further epochs on the finest level, of finished runs too.", min=0)
+    ] = 0,
+    figures: Figures = True,
+) -> None:
+    """Go on with an interrupted run from its last saved state, or with a finished one for longer."""
     from opifex.cli.training import resume_run
 
     with _errors_for_people():
-        _finish(resume_run(folder, _console()), figures)
+        _finish(resume_run(folder, _console(), more=more), figures)
 
 
 @app.command()
@@ -128,7 +157,10 @@ def compare(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the comparison.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder of the comparison, and of runs of --strategies."
+        ),
     ] = Path("comparison"),
     target: Annotated[
         float | None, typer.Option(help="Error to reach; by default the best that all reach.")
@@ -140,7 +172,7 @@ def compare(
     from opifex.cli.drawing import draw_comparison
 
     with _errors_for_people():
-        contestants = _contestants(configs, strategies)
+        contestants = _contestants(configs, strategies, output)
         console = _console()
         runs: dict[str, dict[int, History]] = {}
         for contestant in contestants:
@@ -158,7 +190,7 @@ def compare(
         _say(f"comparison: {output / 'comparison.csv'}")
 
 
-def _contestants(configs: list[Path], strategies: str | None) -> list[Contestant]:
+def _contestants(configs: list[Path], strategies: str | None, output: Path) -> list[Contestant]:
     from opifex.cli.comparison import Contestant, variants
     from opifex.cli.configuration import load_settings
     from opifex.cli.settings import StrategySettings
@@ -175,7 +207,7 @@ def _contestants(configs: list[Path], strategies: str | None) -> list[Contestant
         for name in names:
             if name not in allowed:
                 raise CommandError(f"--strategies: unknown {name!r}; {nearest(name, allowed)}")
-        contestants = variants(contestants[0], names)
+        contestants = variants(contestants[0], names, output)
     names = [contestant.name for contestant in contestants]
     folders = [contestant.settings.output for contestant in contestants]
     for what, values in (("names", names), ("output folders", folders)):
@@ -272,6 +304,8 @@ def problems(
     for name, problem in PROBLEMS.items():
         title = (sys.modules[problem.__module__].__doc__ or "").strip().splitlines()[0]
         formula = (problem.__doc__ or "").strip().splitlines()[0]
+        # Formulas are LaTeX in the documentation.
+        formula = re.sub(r"[${}\\]", "", formula.replace(r"\times", "x"))
         _say(f"{name}: {title} {formula}")
         for field in dataclasses.fields(problem):  # type: ignore[arg-type]
             _say(f"    {field.name}: {field.default}")
@@ -335,4 +369,4 @@ def init(
             text = problem_config(problem or "poisson", str(config))
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(text, encoding="utf-8")
-        _say(f"{config} is written; now: opifex-multilevel run {config}")
+        _say(f"{config} is written; now: opifex-multilevel run {shlex.quote(str(config))}")

@@ -16,7 +16,7 @@ from opifex.cli.report import seed_folders
 from opifex.cli.run_folder import RunFolder
 from opifex.cli.saved_state import load_history
 from opifex.cli.settings import RunSettings
-from opifex.cli.task import ERROR
+from opifex.cli.tasks import ERROR
 from opifex.cli.training import start_run
 from opifex.cli.yaml_document import YamlDocument, read_yaml
 from opifex.training.multilevel import Evaluation, History
@@ -46,30 +46,20 @@ class Contestant:
     document: YamlDocument
 
 
-def variants(
-    contestant: Contestant, strategies: Sequence[str], output: str | None = None
-) -> list[Contestant]:
+def variants(contestant: Contestant, strategies: Sequence[str], output: Path) -> list[Contestant]:
     """The same configuration with other strategies, each in a folder of its own.
 
     Args:
         contestant: the configuration.
         strategies: names of strategies.
-        output: the folder in front of their names; that of the configuration by default.
+        output: the folder of all of them.
     """
-    stem = output or contestant.settings.output
-    return [
-        Contestant(
-            strategy,
-            contestant.settings.model_copy(
-                update={
-                    "strategy": contestant.settings.strategy.model_copy(update={"name": strategy}),
-                    "output": f"{stem}-{strategy}",
-                }
-            ),
-            contestant.document,
-        )
-        for strategy in strategies
-    ]
+
+    def settings(strategy: str) -> RunSettings:
+        changed = contestant.settings.updated("strategy", name=strategy)
+        return changed.model_copy(update={"output": str(output / strategy)})
+
+    return [Contestant(name, settings(name), contestant.document) for name in strategies]
 
 
 def run_contestant(contestant: Contestant, console: Console) -> dict[int, History]:

@@ -8,18 +8,21 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from opifex.cli.errors import ConfigurationError, nearest
-from opifex.cli.registry import METHODS, PROBLEMS, make_optimizer
+from opifex.cli.registry import METHODS, PROBLEMS, Method, make_optimizer
 from opifex.cli.settings import RunSettings, StrategySettings
 from opifex.cli.yaml_document import Location, YamlDocument, read_yaml
 
 __all__ = ["load_settings", "settings_of"]
+
+Mistake = tuple[Location, str]
+"""Where in a configuration, and what is wrong."""
 
 
 def load_settings(path: str | os.PathLike[str]) -> tuple[RunSettings, YamlDocument]:
@@ -117,106 +120,86 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _disagreements(settings: RunSettings) -> list[tuple[Location, str]]:
+def _disagreements(settings: RunSettings) -> Iterator[Mistake]:
     """What is wrong with values in the light of others."""
-    found: list[tuple[Location, str]] = []
     if (settings.problem is None) == (settings.data is None):
-        found.append(((), "give either problem or data, " + _neither_or_both(settings)))
-    found += [*_problem_mistakes(settings), *_optimizer_mistakes(settings)]
-    found += [*_hierarchy_mistakes(settings), *_strategy_mistakes(settings)]
+        got = "neither" if settings.problem is None else "both"
+        yield (), f"give either problem or data, got {got}"
+    yield from _problem_mistakes(settings)
+    yield from _optimizer_mistakes(settings)
+    yield from _hierarchy_mistakes(settings)
+    yield from _strategy_mistakes(settings)
     epochs, levels = settings.epochs, settings.hierarchy.num_levels
     allowed = {levels, 1} if settings.strategy.name == "finest" else {levels}
     if isinstance(epochs, list) and len(epochs) not in allowed:
-        found.append(
-            (
-                ("epochs",),
-                f"must have one entry per level ({levels}), or be one number for each level, "
-                f"got {epochs}",
-            )
-        )
+        reason = f"must have one entry per level ({levels}), or be one number for each level"
+        yield ("epochs",), f"{reason}, got {epochs}"
     if len(set(settings.seeds)) != len(settings.seeds):
-        found.append((("seeds",), f"must differ from each other, got {settings.seeds}"))
-    return found
+        yield ("seeds",), f"must differ from each other, got {settings.seeds}"
 
 
-def _neither_or_both(settings: RunSettings) -> str:
-    return "got neither" if settings.problem is None else "got both"
-
-
-def _problem_mistakes(settings: RunSettings) -> list[tuple[Location, str]]:
+def _problem_mistakes(settings: RunSettings) -> Iterator[Mistake]:
     given = settings.problem
     if given is None:
-        return []
+        return
     if given.name not in PROBLEMS:
-        where = ("problem", "name")
-        return [(where, f"unknown problem {given.name!r}; {nearest(given.name, PROBLEMS)}")]
+        reason = f"unknown problem {given.name!r}; {nearest(given.name, PROBLEMS)}"
+        yield ("problem", "name"), reason
+        return
     problem = PROBLEMS[given.name]
     names = [field.name for field in dataclasses.fields(problem)]  # type: ignore[arg-type]
     unknown = [name for name in given.parameters if name not in names]
+    for name in unknown:
+        reason = f"unknown parameter of {given.name}; {nearest(name, names)}"
+        yield ("problem", "parameters", name), reason
     if unknown:
-        return [
-            (
-                ("problem", "parameters", name),
-                f"unknown parameter of {given.name}; {nearest(name, names)}",
-            )
-            for name in unknown
-        ]
-    found: list[tuple[Location, str]] = []
+        return
     try:
         problem(**given.parameters)
     except (TypeError, ValueError) as error:
         # The checks of the library begin with the name of the parameter.
-        name = str(error).split()[0]
-        found.append((("problem", "parameters", name), str(error)))
+        yield ("problem", "parameters", str(error).split()[0]), str(error)
     if settings.batch_size is not None and given.conditions == "soft":
-        found.append(
-            (
-                ("batch_size",),
-                "points of the equation and of its conditions differ in number and cannot be cut "
-                "into batches; use conditions: hard, or fewer points",
-            )
+        reason = (
+            "points of the equation and of its conditions differ in number and cannot be cut into"
         )
-    return found
+        yield ("batch_size",), f"{reason} batches; use conditions: hard, or fewer points"
 
 
-def _optimizer_mistakes(settings: RunSettings) -> list[tuple[Location, str]]:
+def _optimizer_mistakes(settings: RunSettings) -> Iterator[Mistake]:
     given = settings.optimizer
     if given.name not in METHODS:
-        where = ("optimizer", "name")
-        return [(where, f"unknown method {given.name!r}; {nearest(given.name, METHODS)}")]
-    method, found = METHODS[given.name], list[tuple[Location, str]]()
-    if given.learning_rate is not None and method.learning_rate is None:
-        found.append((("optimizer", "learning_rate"), f"{given.name} has no learning rate"))
-    if given.schedule != "constant" and not method.scheduled:
-        found.append((("optimizer", "schedule"), f"{given.name} takes no schedule"))
-    unknown = [name for name in given.options if name not in method.options]
-    found += [
-        (
-            ("optimizer", "options", name),
-            f"unknown option of {given.name}; {nearest(name, method.options)}",
-        )
-        for name in unknown
-    ]
-    found += [
-        (("optimizer", "options", name), f"must be a value or a list of values, got {value!r}")
-        for name, value in given.options.items()
-        if not _is_plain(value)
-    ]
-    if method.least_squares and settings.data is not None:
-        found.append(
-            (
-                ("optimizer", "name"),
-                f"{given.name} minimises residuals of an equation: use it with problem, not with data",
-            )
-        )
-    if method.full_batch and settings.batch_size is not None:
-        found.append((("batch_size",), f"{given.name} needs all data at every step"))
+        reason = f"unknown method {given.name!r}; {nearest(given.name, METHODS)}"
+        yield ("optimizer", "name"), reason
+        return
+    found = list(_method_mistakes(settings, METHODS[given.name]))
+    yield from found
     if not found:
         try:
             make_optimizer(given, [1] * settings.num_levels)
         except (TypeError, ValueError) as error:
-            found.append((("optimizer", "options", str(error).split()[0]), str(error)))
-    return found
+            yield ("optimizer", "options", str(error).split()[0]), str(error)
+
+
+def _method_mistakes(settings: RunSettings, method: Method) -> Iterator[Mistake]:
+    given = settings.optimizer
+    if given.learning_rate is not None and method.learning_rate is None:
+        yield ("optimizer", "learning_rate"), f"{given.name} has no learning rate"
+    if given.schedule != "constant" and not method.scheduled:
+        yield ("optimizer", "schedule"), f"{given.name} takes no schedule"
+    for name, value in given.options.items():
+        where = ("optimizer", "options", name)
+        if name not in method.options:
+            yield where, f"unknown option of {given.name}; {nearest(name, method.options)}"
+        if not _is_plain(value):
+            yield where, f"must be a value or a list of values, got {value!r}"
+    if method.least_squares and settings.data is not None:
+        reason = (
+            f"{given.name} minimises residuals of an equation: use it with problem, not with data"
+        )
+        yield ("optimizer", "name"), reason
+    if method.full_batch and settings.batch_size is not None:
+        yield ("batch_size",), f"{given.name} needs all data at every step"
 
 
 def _is_plain(value: Any) -> bool:
@@ -224,46 +207,29 @@ def _is_plain(value: Any) -> bool:
     return all(entry is None or isinstance(entry, bool | int | float | str) for entry in entries)
 
 
-def _hierarchy_mistakes(settings: RunSettings) -> list[tuple[Location, str]]:
-    kind, sizes = settings.hierarchy.kind, settings.hierarchy.sizes
-    found: list[tuple[Location, str]] = []
-    if settings.problem is not None and kind == "fourier-operator":
-        found.append(
-            (
-                ("hierarchy", "kind"),
-                "a problem is solved by a network; fourier-operator is for data",
-            )
-        )
-    if sizes is not None:
-        for level, (coarse, fine) in enumerate(itertools.pairwise(sizes)):
-            if len(coarse) != len(fine) or any(a > b for a, b in zip(coarse, fine, strict=True)):
-                found.append(
-                    (
-                        ("hierarchy", "sizes", level + 1),
-                        f"must have as many entries as the coarser level, none smaller, got {fine} "
-                        f"after {coarse}",
-                    )
-                )
-    return found
+def _hierarchy_mistakes(settings: RunSettings) -> Iterator[Mistake]:
+    if settings.problem is not None and settings.hierarchy.kind == "fourier-operator":
+        reason = "a problem is solved by a network; fourier-operator is for data"
+        yield ("hierarchy", "kind"), reason
+    for level, (coarse, fine) in enumerate(itertools.pairwise(settings.hierarchy.sizes or [])):
+        if len(coarse) != len(fine) or any(a > b for a, b in zip(coarse, fine, strict=True)):
+            reason = "must have as many entries as the coarser level, none smaller"
+            yield ("hierarchy", "sizes", level + 1), f"{reason}, got {fine} after {coarse}"
 
 
-def _strategy_mistakes(settings: RunSettings) -> list[tuple[Location, str]]:
+def _strategy_mistakes(settings: RunSettings) -> Iterator[Mistake]:
     given = settings.strategy
-    found: list[tuple[Location, str]] = []
     if given.coarse == "rediscretised" and _is_multigrid(given):
         reasons = {
             "a batch_size": settings.batch_size is not None,
             f"optimizer {settings.optimizer.name}": _is_least_squares(settings),
         }
-        found += [
-            (
-                ("strategy", "coarse"),
-                f"rediscretised cannot serve {reason}; use galerkin",
-            )
-            for reason, holds in reasons.items()
-            if holds
-        ]
-    return found
+        for reason, holds in reasons.items():
+            if holds:
+                yield (
+                    ("strategy", "coarse"),
+                    f"rediscretised cannot serve {reason}; use galerkin",
+                )
 
 
 def _is_multigrid(strategy: StrategySettings) -> bool:

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from opifex.cli.errors import CommandError
-from opifex.cli.model_files import predictor
+from opifex.cli.model_files import read_model
 from opifex.cli.registry import make_problem
 from opifex.cli.run_folder import RunFolder
 from opifex.cli.saved_state import load_history
 from opifex.cli.settings import RunSettings
-from opifex.cli.task import ERROR, read_samples
+from opifex.cli.spectra import read_spectra
+from opifex.cli.tasks import ERROR, read_samples
 from opifex.training.multilevel import History
-from opifex.viz import plot_fields, plot_history, plot_solution, plot_timeline
+from opifex.viz import plot_fields, plot_history, plot_solution, plot_spectra, plot_timeline
 
 __all__ = ["Figure", "draw_comparison", "draw_run"]
 
@@ -72,6 +73,10 @@ def draw_run(folder: RunFolder, settings: RunSettings, *, png: bool = False) -> 
                     partial(plot_history, history, metric=ERROR, over=over),
                 )
             )
+    spectra = read_spectra(folder)
+    if spectra:
+        caption = "Spectrum of the error at the start, and when each level ended."
+        plots.append(("error-spectra", caption, lambda: plot_spectra(spectra)))
     plots.append(("timeline", "Where the time went.", lambda: plot_timeline(history)))
     if folder.model.exists():
         caption, plot = _solution(folder, settings)
@@ -103,20 +108,17 @@ def draw_comparison(folder: Path, histories: dict[str, History]) -> list[Figure]
 
 def _solution(folder: RunFolder, settings: RunSettings) -> tuple[str, Callable[[], Any] | None]:
     """A picture of what was found, where it can be drawn."""
+    model = read_model(folder)
     if settings.problem is not None:
         problem = make_problem(settings.problem)
-        model = predictor(folder, settings.precision)
         return "What was found, and its error.", lambda: plot_solution(problem, model)
     assert settings.data is not None
     if settings.hierarchy.kind == "network":
         return "", None
     samples = read_samples(settings.data)
-    held = len(samples.held_out_inputs) > 0
-    inputs = samples.held_out_inputs if held else samples.inputs
-    outputs = samples.held_out_outputs if held else samples.outputs
-    model = predictor(folder, settings.precision)
-    found = np.asarray(model(jnp.asarray(inputs[:1], settings.precision)))[0, ..., 0]
-    which = "held-out" if held else "training"
+    inputs, outputs = samples.examples(1)
+    found = np.asarray(model(jnp.asarray(inputs, settings.precision)))[0, ..., 0]
+    which = "held-out" if len(samples.held_out_inputs) else "training"
     return (
         f"First output channel of the first {which} sample, and its error.",
         lambda: plot_fields(found, outputs[0, ..., 0]),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 from opifex.cli.errors import CommandError, nearest
 from opifex.cli.registry import PROBLEMS
 from opifex.cli.settings import DataSettings
-from opifex.cli.task import Samples, read_samples
+from opifex.cli.tasks import Samples, read_samples
 
 __all__ = ["data_config", "problem_config"]
 
@@ -53,8 +54,8 @@ _OPERATOR = """\
 # Written by opifex-multilevel init. Run it with: opifex-multilevel run {file}
 data: # {samples} samples on a grid of {grid}
   path: {path}
-  inputs: {inputs} # {input_channels} channels
-  outputs: {outputs} # {output_channels} channels
+  inputs: {inputs} # {input_channels}
+  outputs: {outputs} # {output_channels}
 {layout}  held_out: 0.1 # share of the samples that is never trained; the error is measured there
   normalize: true
   grid_kind: {grid_kind} # where the points lie: cell, vertex (boundary included) or periodic
@@ -79,7 +80,7 @@ batch_size: {batch_size}
 
 _TABLE = """\
 # Written by opifex-multilevel init. Run it with: opifex-multilevel run {file}
-data: # {samples} samples, {input_channels} inputs, {output_channels} outputs
+data: # {samples} samples: {input_channels} to {output_channels}
   path: {path}
   inputs: {inputs}
   outputs: {outputs}
@@ -117,7 +118,7 @@ def problem_config(name: str, file: str) -> str:
         raise CommandError(f"unknown problem {name!r}; {nearest(name, PROBLEMS)}")
     fields = dataclasses.fields(PROBLEMS[name])  # type: ignore[arg-type]
     return _PROBLEM.format(
-        file=file,
+        file=shlex.quote(file),
         name=name,
         parameters="\n".join(f"    {field.name}: {field.default}" for field in fields),
         strategy=_STRATEGY,
@@ -149,14 +150,15 @@ def data_config(
     samples, is_table = _samples(settings)
     count = len(samples.inputs)
     relative = os.path.relpath(Path(path).resolve(), Path(file).resolve().parent)
+    called = "feature" if is_table else "channel"
     facts = {
-        "file": file,
+        "file": shlex.quote(file),
         "path": relative,
         "samples": count,
         "inputs": _names(samples.names[0], inputs),
         "outputs": _names(samples.names[1], outputs),
-        "input_channels": samples.inputs.shape[-1],
-        "output_channels": samples.outputs.shape[-1],
+        "input_channels": _counted(samples.inputs.shape[-1], called),
+        "output_channels": _counted(samples.outputs.shape[-1], called),
         "batch_size": "null # all samples at every step" if count < 40 else min(20, count // 10),
         "epochs": [50, 50, 100],
         "strategy": _STRATEGY,
@@ -195,6 +197,10 @@ def _samples(settings: DataSettings) -> tuple[Samples, bool]:
         except ValueError:
             # What is wrong with fields is the better message: tables are the rarer case.
             raise CommandError(str(as_fields)) from as_fields
+
+
+def _counted(count: int, called: str) -> str:
+    return f"{count} {called}{'' if count == 1 else 's'}"
 
 
 def _names(found: str, given: str | None) -> str:

@@ -1,50 +1,25 @@
-"""The trained model of a run folder: written, read, and exported for use elsewhere."""
+"""The trained model of a run folder: read, and exported for use elsewhere."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from opifex.cli.configuration import settings_of
 from opifex.cli.errors import CommandError
 from opifex.cli.registry import make_problem
 from opifex.cli.run_folder import RunFolder
 from opifex.cli.settings import RunSettings
-from opifex.cli.task import TrainingTask
 from opifex.cli.yaml_document import read_yaml
-from opifex.data import FieldNormalizer
-from opifex.storage import export_function, load_model, save_model
+from opifex.storage import export_function, load_model
 
-__all__ = ["export_run", "predictor", "read_model", "run_settings", "write_model"]
+__all__ = ["export_run", "read_model", "run_settings"]
 
 _PROGRAM = "model.jax_export"
-
-
-def write_model(folder: RunFolder, model: nnx.Module, task: TrainingTask) -> None:
-    """Write the model, and beside it how data are scaled for it.
-
-    Args:
-        folder: the run folder.
-        model: the model.
-        task: what it was trained for.
-
-    Raises:
-        ImportError: if safetensors is not installed.
-    """
-    given = task.settings.problem
-    hard = given is not None and given.conditions == "hard"
-    save_model(model, folder.model, weights="safetensors", problem=task.problem if hard else None)
-    if task.scaling is not None:
-        text = json.dumps(task.scaling.as_dict(), indent=2) + "\n"
-        (folder.model / "scaling.json").write_text(text, encoding="utf-8")
 
 
 def run_settings(folder: RunFolder) -> RunSettings:
@@ -59,7 +34,7 @@ def run_settings(folder: RunFolder) -> RunSettings:
 
 
 def read_model(folder: RunFolder) -> Any:
-    """The model of a run folder; it works in the scaled units in which it was trained.
+    """The model of a run folder, in the units of the data.
 
     Raises:
         CommandError: if there is none.
@@ -74,28 +49,7 @@ def read_model(folder: RunFolder) -> Any:
         raise CommandError(str(error)) from error
 
 
-def predictor(folder: RunFolder, dtype: str) -> Callable[[Any], Any]:
-    """The model of a run folder in the units of the data.
-
-    Args:
-        folder: the run folder.
-        dtype: the precision.
-
-    Raises:
-        CommandError: if there is no model.
-    """
-    model = read_model(folder)
-    path = folder.model / "scaling.json"
-    if not path.exists():
-        return lambda x: model(x)
-    scales = {
-        name: FieldNormalizer(jnp.asarray(s["mean"], dtype), jnp.asarray(s["deviation"], dtype))
-        for name, s in json.loads(path.read_text(encoding="utf-8")).items()
-    }
-    return lambda x: scales["outputs"].denormalize(model(scales["inputs"].normalize(x)))
-
-
-def example_input(folder: RunFolder, settings: RunSettings) -> np.ndarray:
+def _example_input(folder: RunFolder, settings: RunSettings) -> np.ndarray:
     """An input of the shape that the model takes, for one sample or point."""
     if settings.problem is not None:
         problem = make_problem(settings.problem)
@@ -107,14 +61,14 @@ def example_input(folder: RunFolder, settings: RunSettings) -> np.ndarray:
 
 
 def export_run(folder: RunFolder, top: RunFolder, target: Path, kinds: list[str]) -> list[Path]:
-    """Write the model for use elsewhere.
+    """Write the model for use elsewhere; it takes and gives the units of the data.
 
     Args:
         folder: the run folder of one seed.
         top: the folder with the configuration; the same one if there is one seed.
         target: where to write.
         kinds: of ``safetensors`` (weights by name, with the settings of the model) and ``jax`` (a
-            compiled function in the units of the data, which needs JAX alone).
+            compiled function, which needs JAX alone).
 
     Returns:
         The files.
@@ -125,15 +79,15 @@ def export_run(folder: RunFolder, top: RunFolder, target: Path, kinds: list[str]
     settings = run_settings(top)
     written: list[Path] = []
     with jax.enable_x64(settings.precision == "float64"):
-        read_model(folder)
+        model = read_model(folder)
         target.mkdir(parents=True, exist_ok=True)
         if "safetensors" in kinds:
             for source in sorted(folder.model.iterdir()):
                 written.append(Path(shutil.copyfile(source, target / source.name)))
         if "jax" in kinds:
-            program, example = predictor(folder, settings.precision), example_input(top, settings)
+            example = _example_input(top, settings)
             try:
-                written.append(export_function(program, example, target / _PROGRAM))
+                written.append(export_function(model, example, target / _PROGRAM))
             except (ImportError, ValueError) as error:
                 raise CommandError(f"export to jax: {error}") from error
     return written

@@ -1,21 +1,26 @@
-"""Tables of a run in its folder: one row per step, and the accounts of its seconds."""
+"""Results of a run: tables in its folder, accounts of its seconds, and what status and summary say."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
 from opifex.cli.run_folder import RunFolder
-from opifex.training.multilevel import History
+from opifex.cli.tasks import ERROR
+from opifex.loggers import RunInfo, TableLogger
+from opifex.loggers.table_files import read_rows
+from opifex.training.multilevel import CascadeTrainer, History
 
-__all__ = ["accounts", "write_tables"]
+__all__ = ["accounts", "last_words", "status_facts", "write_summary", "write_tables"]
 
 
 def write_tables(folder: RunFolder, history: History) -> None:
-    """Write ``steps.csv``, ``steps.parquet`` and ``accounts.json``.
+    """Write ``steps.csv``, ``steps.parquet`` and ``accounts.json``, and put ``metrics.csv`` right.
 
     Args:
         folder: the run folder.
@@ -29,6 +34,16 @@ def write_tables(folder: RunFolder, history: History) -> None:
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
     folder.write_json("accounts.json", accounts(history))
+    # Rows of coarse levels were written when a step of the finest level had not been priced yet.
+    if (folder.path / "metrics.csv").exists():
+        work = np.concatenate([[0.0], table["work"]])
+        rows = read_rows(folder.path / "metrics.csv")
+        metrics = TableLogger(folder.path)
+        metrics.open(RunInfo(folder.path.name))
+        for row in rows:
+            step = int(row["step"])
+            metrics.log(step, {**row, "work": float(work[min(step, len(work) - 1)])})
+        metrics.close("finished")
 
 
 def accounts(history: History) -> dict[str, float]:
@@ -39,3 +54,50 @@ def accounts(history: History) -> dict[str, float]:
         for name in names
     }
     return {**found, "total": float(history.wall_seconds)}
+
+
+def status_facts(trainer: CascadeTrainer) -> dict[str, Any]:
+    """What the status of a run says of its results."""
+    history = trainer.history
+    facts: dict[str, Any] = {
+        "level": trainer.current_level,
+        "steps": history.num_steps,
+        "work": history.work,
+        "seconds": history.wall_seconds,
+        "training_seconds": history.seconds,
+        "compile_seconds": history.compile_seconds,
+    }
+    if history.num_steps:
+        facts["loss"] = float(history.losses[-1])
+    if history.evaluations and ERROR in history.evaluations[-1].metrics:
+        facts[ERROR] = history.evaluations[-1].metrics[ERROR]
+    return facts
+
+
+def last_words(history: History) -> str:
+    """The results of a finished run in one line."""
+    words = [f"{history.num_steps} steps", f"loss {history.losses[-1]:.3e}"]
+    if history.evaluations:
+        words += [f"{n} {v:.3e}" for n, v in history.evaluations[-1].metrics.items()]
+    words += [f"{history.work:.4g} work units", f"{history.wall_seconds:.1f} s"]
+    return "finished: " + "  ".join(words)
+
+
+def write_summary(folder: RunFolder, seeds: Sequence[int]) -> None:
+    """Write one row per seed, and medians over them.
+
+    Args:
+        folder: the run folder of all seeds.
+        seeds: the seeds, all of them finished.
+    """
+    columns = ("steps", "work", "seconds", "training_seconds", "compile_seconds", "loss", ERROR)
+    rows = []
+    for seed in seeds:
+        facts = folder.seed(seed).read_json("status.json")
+        rows.append({"seed": seed, **{n: facts[n] for n in columns if n in facts}})
+    with (folder.path / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    medians = {n: float(np.median([row[n] for row in rows])) for n in rows[0] if n != "seed"}
+    folder.write_json("summary.json", {"seeds": rows, "median": medians})

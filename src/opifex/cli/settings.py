@@ -1,7 +1,7 @@
 """What a configuration may hold, section by section.
 
 Only what one value says about itself is checked here; what several values or the data say together is
-the business of `opifex.cli.configuration` and of `opifex.cli.task`.
+the business of `opifex.cli.configuration` and of `opifex.cli.tasks`.
 """
 
 from __future__ import annotations
@@ -207,6 +207,11 @@ class RunSettings(_Section):
     precision: Literal["float32", "float64"] = "float32"
     output: Annotated[str, Field(min_length=1)]
     loggers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = ["tensorboard"]
+
+    def updated(self, section: str, **changes: Any) -> RunSettings:
+        """The same settings with changes in one section."""
+        part = getattr(self, section).model_copy(update=changes)
+        return self.model_copy(update={section: part})
 
     @property
     def num_levels(self) -> int:
