@@ -19,7 +19,9 @@ from opifex.core.dtypes import as_inexact
 __all__ = ["relative_h1", "relative_l2"]
 
 
-def _as_pair(prediction: Array, target: Array, least_axes: int) -> tuple[Array, Array]:
+def _as_pair(
+    prediction: Array | np.ndarray, target: Array | np.ndarray, least_axes: int
+) -> tuple[Array, Array]:
     if jnp.shape(prediction) != jnp.shape(target):
         raise ValueError(
             f"prediction and target must have the same shape, "
@@ -44,7 +46,7 @@ def _mean_ratio(error: Float[Array, " batch"], norm: Float[Array, " batch"]) -> 
 
 
 def relative_l2(
-    prediction: Real[Array, "batch ..."], target: Real[Array, "batch ..."]
+    prediction: Real[Array | np.ndarray, "batch ..."], target: Real[Array | np.ndarray, "batch ..."]
 ) -> Float[Array, ""]:
     r"""Mean over the samples of $\|u - v\|_2 / \|v\|_2$, with $v$ the target.
 
@@ -80,8 +82,8 @@ def _slopes(fields: Array, axis: int, spacing: float, periodic: bool) -> Float[A
 
 
 def relative_h1(
-    prediction: Real[Array, "batch *spatial channels"],
-    target: Real[Array, "batch *spatial channels"],
+    prediction: Real[Array | np.ndarray, "batch *spatial channels"],
+    target: Real[Array | np.ndarray, "batch *spatial channels"],
     *,
     periodic: bool = False,
     spacing: float | Sequence[float] | None = None,

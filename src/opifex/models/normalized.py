@@ -75,12 +75,13 @@ class NormalizedModel(nnx.Module):
 
 
 def _statistics(side: str, given: Normalizer) -> tuple[FrozenVariable, FrozenVariable]:
-    mean, deviation = jnp.asarray(given.mean), jnp.asarray(given.deviation)
+    # By NumPy: a model may be put together in compiled code, where JAX makes no truth value.
+    mean, deviation = np.asarray(given.mean), np.asarray(given.deviation)
     if mean.ndim != 1 or mean.shape != deviation.shape:
         raise ValueError(
             f"{side} must have mean and deviation of one shape (channels,), got {mean.shape} and "
             f"{deviation.shape}"
         )
-    if not bool(jnp.all(jnp.isfinite(mean) & jnp.isfinite(deviation) & (deviation > 0))):
+    if not np.all(np.isfinite(mean) & np.isfinite(deviation) & (deviation > 0)):
         raise ValueError(f"{side} must have finite means and positive deviations, got {given}")
-    return FrozenVariable(mean), FrozenVariable(deviation)
+    return FrozenVariable(jnp.asarray(mean)), FrozenVariable(jnp.asarray(deviation))
