@@ -115,6 +115,17 @@ def pointers(value):
     return found
 
 
+def private_types(value):
+    """Annotations that name what a reader cannot look up."""
+    functions = [value] if not inspect.isclass(value) else [f for _, f in shown_methods(value)]
+    return [
+        f"{function.__qualname__}: {annotation}"
+        for function in functions
+        for annotation in inspect.get_annotations(inspect.unwrap(function)).values()
+        if re.search(r"(?<![\w.])_[A-Za-z]", str(annotation))
+    ]
+
+
 def undocumented(value):
     """The class or function itself, or methods that ``help()`` shows, without a docstring."""
     missing = [] if value.__doc__ and not value.__doc__.startswith(f"{value.__name__}(") else [""]
@@ -127,7 +138,7 @@ def undocumented(value):
     return missing
 
 
-@pytest.mark.parametrize("fault", [undocumented, unexplained, pointers])
+@pytest.mark.parametrize("fault", [undocumented, unexplained, pointers, private_types])
 def test_help_stands_alone(fault):
     faults = {name: fault(value) for name, value in PUBLIC.items()}
     assert {name: found for name, found in faults.items() if found} == {}
@@ -144,3 +155,8 @@ def test_faults_are_found():
     assert undocumented(Silent) == ["", "method"]
     assert unexplained(vague) == ["y"]
     assert len(pointers(vague)) == 2
+
+    def secretive(x: "list[_Hidden]") -> None:
+        pass
+
+    assert len(private_types(secretive)) == 1

@@ -14,7 +14,7 @@ from opifex.core.checks import check_positive
 
 __all__ = ["FieldNormalizer", "OperatorData"]
 
-_Fields = TypeVar("_Fields", jax.Array, np.ndarray)
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 
 class OperatorData(NamedTuple):
@@ -89,13 +89,13 @@ class FieldNormalizer:
             deviation=jnp.asarray(np.where(deviation <= least_of_channels, 1.0, deviation), dtype),
         )
 
-    def normalize(self, fields: _Fields) -> _Fields:
+    def normalize(self, fields: AnyArray) -> AnyArray:
         """Fields of shape (..., channels) minus the mean, over the deviation; NumPy in, NumPy out."""
         if isinstance(fields, np.ndarray):
             return (fields - np.asarray(self.mean)) / np.asarray(self.deviation)
         return (fields - self.mean) / self.deviation
 
-    def denormalize(self, fields: _Fields) -> _Fields:
+    def denormalize(self, fields: AnyArray) -> AnyArray:
         """The inverse of `normalize`."""
         if isinstance(fields, np.ndarray):
             return fields * np.asarray(self.deviation) + np.asarray(self.mean)

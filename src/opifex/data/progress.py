@@ -9,12 +9,12 @@ from rich.progress import Progress
 
 __all__ = ["track"]
 
-_Item = TypeVar("_Item")
+Item = TypeVar("Item")
 
 
 def track(
-    items: Iterable[_Item], description: str, *, visible: bool, total: int | None = None
-) -> Iterator[_Item]:
+    items: Iterable[Item], description: str, *, visible: bool, total: int | None = None
+) -> Iterator[Item]:
     """Iterate over ``items`` under a Rich progress bar.
 
     Args:

@@ -122,15 +122,15 @@ class History:
     """
 
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    _stretches: list[Stretch] = field(default_factory=list)
-    _units: list[float] = field(default_factory=list)
+    _stretches: list[Stretch] = field(default_factory=list, init=False)
+    _units: list[float] = field(default_factory=list, init=False)
     _evaluations: list[tuple[int, int, float, int, float, float, dict[str, float]]] = field(
-        default_factory=list
+        default_factory=list, init=False
     )
-    _transitions: list[tuple[int, int, int]] = field(default_factory=list)
-    _extra: float = 0.0
-    _steps: int = 0
-    _weights: np.ndarray | None = None
+    _transitions: list[tuple[int, int, int]] = field(default_factory=list, init=False)
+    _extra: float = field(default=0.0, init=False)
+    _steps: int = field(default=0, init=False)
+    _weights: np.ndarray | None = field(default=None, init=False)
 
     # -- recording ---------------------------------------------------------------------------
 

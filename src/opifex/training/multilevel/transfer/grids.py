@@ -69,7 +69,7 @@ _MANY_CHANNELS = 8
 
 Matrix = Float[np.ndarray, "rows columns"]
 
-_Fields = TypeVar("_Fields", jax.Array, np.ndarray)
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 
 def grids_nest(fine: int, coarse: int, grid_kind: str) -> bool:
@@ -253,7 +253,7 @@ def _check_shapes(field: Array | np.ndarray, shape: Sequence[int]) -> tuple[int,
     return target
 
 
-def _apply(field: _Fields, matrices: Sequence[Matrix]) -> _Fields:
+def _apply(field: AnyArray, matrices: Sequence[Matrix]) -> AnyArray:
     """Multiply every spatial axis with its matrix; integers become floating-point numbers."""
     for axis, matrix in enumerate(matrices, start=1):
         if matrix.shape[0] == matrix.shape[1]:
@@ -275,12 +275,12 @@ def _apply(field: _Fields, matrices: Sequence[Matrix]) -> _Fields:
 
 
 def restrict_field(
-    field: _Fields,
+    field: AnyArray,
     shape: Sequence[int],
     *,
     grid_kind: str | Sequence[str] = "periodic",
     method: str | Sequence[str] = "auto",
-) -> _Fields:
+) -> AnyArray:
     """Fields on a coarser grid.
 
     Args:
@@ -309,12 +309,12 @@ def restrict_field(
 
 
 def interpolate_field(
-    field: _Fields,
+    field: AnyArray,
     shape: Sequence[int],
     *,
     grid_kind: str | Sequence[str] = "periodic",
     method: str | Sequence[str] = "auto",
-) -> _Fields:
+) -> AnyArray:
     """Fields on a finer grid; the counterpart of `restrict_field`.
 
     Args:
@@ -410,8 +410,8 @@ class ResolutionLevel(NamedTuple):
 
 
 def resolution_hierarchy(
-    inputs: _Fields,
-    outputs: _Fields,
+    inputs: AnyArray,
+    outputs: AnyArray,
     modes: Sequence[FNO | int | Sequence[int]],
     *,
     shapes: Sequence[Sequence[int]] | None = None,
