@@ -111,7 +111,12 @@ def _left(planned: Sequence[int], position: Position) -> list[int]:
 
 
 def epochs_left(settings: RunSettings, position: Position) -> list[int]:
-    """Epochs for the rest of a run: from the present level on, or of all levels for cycles."""
+    """Epochs for the rest of a run: from the present level on, or of all levels for cycles.
+
+    Args:
+        settings: the configuration.
+        position: where the run stands.
+    """
     left = _left(settings.level_epochs, position)
     if settings.strategy.name in ("cascade", "finest"):
         return left[position.level :]
@@ -119,7 +124,12 @@ def epochs_left(settings: RunSettings, position: Position) -> list[int]:
 
 
 def cycles_left(settings: RunSettings, position: Position) -> int:
-    """Multigrid cycles for the rest of a run; zero if all are done."""
+    """Multigrid cycles for the rest of a run; zero if all are done.
+
+    Args:
+        settings: the configuration.
+        position: where the run stands.
+    """
     cycles, levels = settings.strategy.cycles, settings.num_levels
     if settings.strategy.name in ("v-cycle", "w-cycle"):
         return max(0, cycles - position.cycles_done)

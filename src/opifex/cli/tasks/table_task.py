@@ -15,7 +15,12 @@ __all__ = ["TableTask"]
 
 
 class TableTask(DataTask):
-    """Arrays (samples, features), fitted by perceptrons."""
+    """Arrays (samples, features), fitted by perceptrons.
+
+    Args:
+        settings: the configuration.
+        given: its section on the data.
+    """
 
     table = True
 
