@@ -11,6 +11,11 @@ $$\hat m_i = m_i / (1 - \beta_1^{t_i}), \qquad \hat v_i = v_i / (1 - \beta_2^{t_
 Moments and ages move with the parameters from level to level and new entries start at zero in all
 three, so that carried entries go on as if nothing had happened and each new one takes the first
 steps of a fresh Adam. While all entries are equally old this is `optax.scale_by_adam` to rounding.
+
+A fresh Adam is bold: its first steps have full length whatever the gradient, and those of all new
+entries that feed one output agree in direction. Beside a trained network, whose loss is small, that
+is a blow. With ``warm_up_steps`` the steps of an entry that was born later than the optimizer grow
+linearly over that many steps of its own; entries that were there from the beginning never wait.
 """
 
 from __future__ import annotations
@@ -23,21 +28,23 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import ArrayLike
 
-from opifex.core.checks import check_nonnegative, check_positive
+from opifex.core.checks import check_nonnegative, check_nonnegative_int, check_positive
 from opifex.optimization.parameter_age import grow_older, initial_age
 
 __all__ = ["AgeCorrectedAdamState", "scale_by_age_corrected_adam"]
 
 
 class AgeCorrectedAdamState(NamedTuple):
-    """Moments and ages, three trees like the parameters.
+    """Moments and ages, three trees like the parameters, and the age of the whole.
 
     Attributes:
+        count: updates that the oldest entries have seen, a scalar int32.
         age: updates that each entry has seen, int32.
         mu: averages of the gradients (first moments).
         nu: averages of their squares (second moments).
     """
 
+    count: Any
     age: Any
     mu: Any
     nu: Any
@@ -60,6 +67,18 @@ def _correct_bias(moments: Any, decay: ArrayLike, age: Any) -> Any:
         return moment / share.astype(moment.dtype)
 
     return jax.tree.map(correct, moments, age, is_leaf=lambda leaf: leaf is None)
+
+
+def _warmed_up(updates: Any, age: Any, count: Any, steps: ArrayLike) -> Any:
+    """Shorten the updates of entries that are younger than the optimizer, and than ``steps``."""
+
+    def warm(update: Any, own: Any) -> Any:
+        if update is None:
+            return None
+        share = jnp.where(own < count, jnp.minimum(1.0, own / jnp.maximum(steps, 1)), 1.0)
+        return update * share.astype(jnp.finfo(update.dtype).dtype)
+
+    return jax.tree.map(warm, updates, age, is_leaf=lambda leaf: leaf is None)
 
 
 def _check_decay(name: str, value: Any) -> None:
@@ -86,6 +105,8 @@ def scale_by_age_corrected_adam(
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: Any | None = None,
+    *,
+    warm_up_steps: ArrayLike = 0,
 ) -> optax.GradientTransformation:
     """Rescale gradients as Adam does, with a bias correction for the age of every entry.
 
@@ -98,12 +119,14 @@ def scale_by_age_corrected_adam(
         eps: added to the root of the second moment.
         eps_root: added below the root.
         mu_dtype: dtype of the first moment; by default that of the parameters.
+        warm_up_steps: number of its own steps over which an entry that was born after the first step,
+            at a transition, reaches its full rate. Zero is none.
 
     Returns:
         An Optax transformation. Its state costs as much memory as three times the parameters.
 
     Raises:
-        TypeError: if an argument is not a number.
+        TypeError: if an argument is not a number, or ``warm_up_steps`` not an integer.
         ValueError: if a number is out of range.
 
     Example:
@@ -123,9 +146,13 @@ def scale_by_age_corrected_adam(
     if not isinstance(eps_root, jax.Array):
         check_nonnegative("eps_root", eps_root)
     dtype = _check_dtype("mu_dtype", mu_dtype)
+    injected = isinstance(warm_up_steps, jax.Array)
+    if not injected:
+        check_nonnegative_int("warm_up_steps", warm_up_steps)
 
     def init(params: Any) -> AgeCorrectedAdamState:
         return AgeCorrectedAdamState(
+            count=jnp.zeros((), jnp.int32),
             age=initial_age(params),
             mu=optax.tree.zeros_like(params, dtype=dtype),
             nu=optax.tree.zeros_like(params),
@@ -135,7 +162,7 @@ def scale_by_age_corrected_adam(
         updates: Any, state: AgeCorrectedAdamState, params: Any = None
     ) -> tuple[Any, AgeCorrectedAdamState]:
         del params
-        age = grow_older(state.age)
+        count, age = optax.safe_increment(state.count), grow_older(state.age)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         scaled = jax.tree.map(
@@ -144,7 +171,9 @@ def scale_by_age_corrected_adam(
             _correct_bias(nu, b2, age),
             is_leaf=lambda leaf: leaf is None,
         )
+        if injected or warm_up_steps:
+            scaled = _warmed_up(scaled, age, count, warm_up_steps)
         mu, nu = optax.tree.cast(mu, dtype), optax.tree.cast_like(nu, state.nu)
-        return scaled, AgeCorrectedAdamState(age, mu, nu)
+        return scaled, AgeCorrectedAdamState(count, age, mu, nu)
 
     return optax.GradientTransformation(init, update)

@@ -45,8 +45,13 @@ def test_restart_forgets_everything(by_hand):
         trainer.advance_level()
         smoother = trainer.optimizer.smoother_at(trainer.current_level)
         fresh = smoother.init(nnx.state(trainer.model, nnx.Param))
-        for found, wanted in zip(leaves(trainer.optimizer.state), leaves(fresh), strict=True):
+        state = trainer.optimizer.state
+        # The factors of the widths, last in the chain, say how wide the level is.
+        for found, wanted in zip(leaves(state[:-1]), leaves(fresh[:-1]), strict=True):
             np.testing.assert_array_equal(found, wanted)
+        factors = state[-1].factor
+        assert float(factors.output.kernel[...]) == pytest.approx(3 / 5)
+        assert float(factors.hidden[0].dense.kernel[...]) == 1.0
     else:
         trainer.fit(loss, (X,))
         assert all(np.all(age == 1) for age in leaves(trainer.optimizer.state[0].age))

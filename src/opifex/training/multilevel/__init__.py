@@ -19,6 +19,7 @@ from opifex.optimization import (
     AgeCorrectedAdamState,
     scale_by_age_corrected_adam,
     scale_by_parameter_age,
+    scale_by_width,
 )
 from opifex.training.balancing import Balanced, JacobianBalancing
 from opifex.training.errors import NonFiniteLossError
@@ -66,6 +67,7 @@ from opifex.training.multilevel.trainer import CascadeTrainer
 from opifex.training.multilevel.transfer import (
     FAN_IN,
     FAN_IN_CENTRED,
+    FAN_IN_MODES,
     FAN_OUT,
     FIXED,
     Axis,
@@ -93,6 +95,7 @@ from opifex.training.multilevel.transfer import (
 __all__ = [
     "FAN_IN",
     "FAN_IN_CENTRED",
+    "FAN_IN_MODES",
     "FAN_OUT",
     "FIXED",
     "AgeCorrectedAdamState",
@@ -160,6 +163,7 @@ __all__ = [
     "restrict_gradient",
     "scale_by_age_corrected_adam",
     "scale_by_parameter_age",
+    "scale_by_width",
     "sine_network",
     "transfer_optimizer_state",
     "verify_transfer",

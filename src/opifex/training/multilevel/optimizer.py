@@ -12,13 +12,25 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from opifex.core.checks import check_callable, check_choice, check_positive
-from opifex.optimization import scale_by_age_corrected_adam
+from opifex.core.checks import (
+    check_callable,
+    check_choice,
+    check_nonnegative_int,
+    check_positive,
+)
+from opifex.optimization import (
+    scale_by_age_corrected_adam,
+    scale_by_width,
+    set_width_factors,
+    width_factors,
+)
 from opifex.training.multilevel.transfer import (
     NotAffineError,
     SecondMomentStart,
     Transfer,
     leaves_by_path,
+    parameter_path,
+    rate_ratios,
     same_method,
     transfer_optimizer_state,
 )
@@ -211,6 +223,17 @@ class MultilevelOptimizer:
             UserWarning: if the transfer is not linear in the coarse parameters: moments cannot
                 follow it, so that the finer level starts with a fresh state.
         """
+        moved = self._carried_state(level, state, coarse_model, fine_model, transition_fn)
+        return _with_rates(moved, state, coarse_model, fine_model)
+
+    def _carried_state(
+        self,
+        level: int,
+        state: Any,
+        coarse_model: nnx.Module,
+        fine_model: nnx.Module,
+        transition_fn: Transfer,
+    ) -> Any:
         smoother, params = self.smoother_at(level + 1), _params(fine_model)
         if (
             self.on_transition == "restart"
@@ -230,7 +253,7 @@ class MultilevelOptimizer:
             )
         except NotAffineError as error:
             warnings.warn(
-                f"the optimizer starts afresh on level {level + 1}: {error}", stacklevel=2
+                f"the optimizer starts afresh on level {level + 1}: {error}", stacklevel=3
             )
             return initial_state(smoother, params)
 
@@ -246,6 +269,25 @@ class MultilevelOptimizer:
         self._model = model
         fresh = state is None
         self.state = initial_state(self.smoother_at(level), _params(model)) if fresh else state
+
+
+def _with_rates(
+    state: Any, coarse_state: Any, coarse_model: nnx.Module, fine_model: nnx.Module
+) -> Any:
+    """A fine state with the factors of `scale_by_width`: the coarse ones, changed by the growth.
+
+    They are set whatever else was carried, since a level that starts afresh is as wide as another.
+    """
+    before = {parameter_path(path): float(x) for path, x in width_factors(coarse_state).items()}
+    if not before or not width_factors(state):
+        return state
+    ratios = rate_ratios(coarse_model, fine_model)
+
+    def factor(path: Any) -> float:
+        name = parameter_path(path)
+        return before.get(name, 1.0) * ratios.get(name, 1.0)
+
+    return set_width_factors(state, factor)
 
 
 def check_gradient(grads: Any, params: Any) -> None:
@@ -273,31 +315,45 @@ def check_gradient(grads: Any, params: Any) -> None:
 
 
 @lru_cache(maxsize=64)
-def _adam(learning_rate: Any, b1: float, b2: float, eps: float) -> Smoother:
+def _adam(
+    learning_rate: Any, b1: float, b2: float, eps: float, width_scaling: bool, warm_up_steps: int
+) -> Smoother:
     """One object for equal settings, so that a second trainer finds its programs compiled."""
     return as_smoother(
         optax.chain(
-            scale_by_age_corrected_adam(b1=b1, b2=b2, eps=eps),
+            scale_by_age_corrected_adam(b1=b1, b2=b2, eps=eps, warm_up_steps=warm_up_steps),
             optax.scale_by_learning_rate(learning_rate),
+            *([scale_by_width()] if width_scaling else []),
         )
     )
 
 
 class MultilevelAdam(MultilevelOptimizer):
-    """Adam whose moments follow their parameters, each corrected for its own age.
+    """Adam for networks that grow: one learning rate for all levels.
 
-    On the first level it takes the steps of ``optax.adam``. At a transition carried entries go on
-    as before and new ones begin with a fresh Adam of their own; see `scale_by_age_corrected_adam`.
+    On the first level it takes the steps of ``optax.adam``. At a transition
+
+    - the moments of carried entries go on as before, and new entries begin with a fresh Adam of their
+      own, each corrected for its own age (`scale_by_age_corrected_adam`);
+    - new entries warm up over ``warm_up_steps`` steps of their own, so that they do not undo at once
+      what the transfer has kept;
+    - the rates of kernels fall as one over their fan-in (`scale_by_width`), so that the rate that is
+      right on the first level is about right on all others.
 
     Args:
-        learning_rate: step size, or an Optax schedule of the step count over the whole run.
+        learning_rate: step size on the first level, or an Optax schedule of the step count over the
+            whole run.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
-        on_transition: see `OnTransition`.
+        width_scaling: let the rates of kernels that grow fall with their width.
+        warm_up_steps: number of steps over which new entries reach their rate; zero is at once. Fewer
+            where a level takes only a few hundred.
+        on_transition: see `OnTransition`. After a restart nothing is carried, and nothing warms up.
 
     Raises:
-        TypeError: if ``learning_rate`` is neither a number nor callable.
+        TypeError: if ``learning_rate`` is neither a number nor callable, ``width_scaling`` is not a
+            bool, or ``warm_up_steps`` is not an integer.
         ValueError: if a number is out of range.
 
     Example:
@@ -320,8 +376,16 @@ class MultilevelAdam(MultilevelOptimizer):
         b2: float = 0.999,
         eps: float = 1e-8,
         *,
+        width_scaling: bool = True,
+        warm_up_steps: int = 200,
         on_transition: OnTransition = "carry",
     ) -> None:
         if not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
-        super().__init__(_adam(learning_rate, b1, b2, eps), on_transition=on_transition)
+        if not isinstance(width_scaling, bool):
+            raise TypeError(f"width_scaling must be a bool, got {width_scaling!r}")
+        check_nonnegative_int("warm_up_steps", warm_up_steps)
+        super().__init__(
+            _adam(learning_rate, b1, b2, eps, width_scaling, warm_up_steps),
+            on_transition=on_transition,
+        )

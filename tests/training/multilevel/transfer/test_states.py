@@ -223,7 +223,7 @@ def test_second_moments_with_ages_of_their_own_start_from_zero_whatever_is_chose
         prolongate,
         second_moment_start="max",
     )
-    for tree in moved:
+    for tree in (moved.age, moved.mu, moved.nu):
         kernel = np.asarray(tree.hidden[1].dense.kernel[...])
         assert np.all(kernel[:4, :4] >= 0)
         assert not np.any(kernel[4:])

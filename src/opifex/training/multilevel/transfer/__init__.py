@@ -1,8 +1,8 @@
 """Transfers between levels: everything that moves from one level to the next.
 
-Parameters (`parameters`, by the description of layers in `axes`), optimizer states (`states`), data
-on grids (`grids`), and the check that a transfer keeps the function it promises to keep
-(`verification`).
+Parameters (`parameters`, by the description of layers in `axes`), learning rates (`rate_ratios`),
+optimizer states (`states`), data on grids (`grids`), and the check that a transfer keeps the function
+it promises to keep (`verification`).
 
 The room may import `opifex.models` and `opifex.core`; never the training loop, the trainer,
 objectives or smoothers.
@@ -11,6 +11,7 @@ objectives or smoothers.
 from opifex.training.multilevel.transfer.axes import (
     FAN_IN,
     FAN_IN_CENTRED,
+    FAN_IN_MODES,
     FAN_OUT,
     FIXED,
     Axis,
@@ -42,6 +43,11 @@ from opifex.training.multilevel.transfer.parameters import (
     restrict_fno_modes,
     restrict_gradient,
 )
+from opifex.training.multilevel.transfer.rate_ratios import (
+    parameter_path,
+    rate_ratio,
+    rate_ratios,
+)
 from opifex.training.multilevel.transfer.residual_correction import ResidualCorrection
 from opifex.training.multilevel.transfer.states import (
     NotAffineError,
@@ -61,6 +67,7 @@ from opifex.training.multilevel.transfer.verification import (
 __all__ = [
     "FAN_IN",
     "FAN_IN_CENTRED",
+    "FAN_IN_MODES",
     "FAN_OUT",
     "FIXED",
     "GRID_KINDS",
@@ -83,11 +90,14 @@ __all__ = [
     "interpolation_matrix",
     "leaves_by_path",
     "lookup_axes",
+    "parameter_path",
     "plan_transfer",
     "prolongate",
     "prolongate_correction",
     "prolongate_fno_modes",
     "prolongate_preserving",
+    "rate_ratio",
+    "rate_ratios",
     "register_axes",
     "resolution_hierarchy",
     "restrict",

@@ -28,6 +28,7 @@ from opifex.models import (
 __all__ = [
     "FAN_IN",
     "FAN_IN_CENTRED",
+    "FAN_IN_MODES",
     "FAN_OUT",
     "FIXED",
     "Axis",
@@ -45,10 +46,13 @@ class Axis:
         role: ``"fan-in"``, ``"fan-out"`` or ``"fixed"``.
         centred: new entries are added on both sides in equal number (an axis of frequencies
             from -(m-1) to m-1) instead of at the end.
+        modes: the axis is indexed by Fourier modes, each of which acts on a component of its own, so
+            that their number does not enlarge any sum.
     """
 
     role: Literal["fan-in", "fan-out", "fixed"]
     centred: bool = False
+    modes: bool = False
 
 
 FIXED = Axis("fixed")
@@ -57,7 +61,10 @@ FIXED = Axis("fixed")
 FAN_IN = Axis("fan-in")
 """An axis of consumed features, which grows at its end."""
 
-FAN_IN_CENTRED = Axis("fan-in", centred=True)
+FAN_IN_MODES = Axis("fan-in", modes=True)
+"""An axis of consumed frequencies from 0 to m - 1, which grows at its end."""
+
+FAN_IN_CENTRED = Axis("fan-in", centred=True, modes=True)
 """An axis of consumed frequencies from -(m - 1) to m - 1, which grows on both sides."""
 
 FAN_OUT = Axis("fan-out")
@@ -105,7 +112,7 @@ class LayerAxes:
 
 
 def _spectral(ndim: int) -> tuple[Axis, ...]:
-    return (FAN_IN_CENTRED,) * (ndim - 3) + (FAN_IN, FAN_IN, FAN_OUT)
+    return (FAN_IN_CENTRED,) * (ndim - 3) + (FAN_IN_MODES, FAN_IN, FAN_OUT)
 
 
 _REGISTRY: dict[type[nnx.Module], LayerAxes] = {
