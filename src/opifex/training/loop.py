@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, TimeoutError
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from opifex.core.checks import check_positive_int
 from opifex.training.objective import Objective, hashable, plain
 from opifex.training.operations import count_operations
+from opifex.training.program_cache import compiled_program
 from opifex.training.smoother import Smoother
 
 __all__ = [
@@ -79,8 +80,9 @@ class LoopState(NamedTuple):
             data: arguments of the loss, whose first axis is shuffled if there is a ``batch_size``.
             batch_size: samples per step, or ``None`` for all data at every step.
         """
-        order = jnp.arange(0 if batch_size is None else _samples(data), dtype=jnp.int32)
-        return cls(params, rest, smoother, key, jnp.zeros((), jnp.int32), order)
+        # Made by NumPy: outside of compiled code nothing is worth a program of its own.
+        order = np.arange(0 if batch_size is None else _samples(data), dtype=np.int32)
+        return cls(params, rest, smoother, key, *map(jnp.asarray, (np.int32(0), order)))
 
 
 class _Carry(NamedTuple):
@@ -223,7 +225,8 @@ def _program(smoother: Smoother, batch_size: int | None, structure: Any) -> Any:
         )
         return end.state, end.losses, end.taken, healthy
 
-    return jax.jit(smooth, donate_argnums=0)
+    # All arguments, used or not: a program that is kept must not depend on which were dropped.
+    return jax.jit(smooth, donate_argnums=0, keep_unused=True)
 
 
 class CompiledLoop:
@@ -242,6 +245,8 @@ class CompiledLoop:
         smoother: what minimises it.
         state: state before the first step, or its shapes.
         batch_size: samples per step, or ``None`` for all data at every step.
+        keep_programs: whether the compiled program may be kept for other processes, or taken from one;
+            see `opifex.training.program_cache`.
 
     Attributes:
         operations: floating-point operations of one step, ``None`` where they cannot be counted.
@@ -258,22 +263,28 @@ class CompiledLoop:
         state: LoopState,
         *,
         batch_size: int | None = None,
+        keep_programs: bool = True,
     ) -> None:
         check_smoother(smoother, objective, state.params, state.rest, batch_size)
         program = _program(hashable(smoother), batch_size, objective.structure)
         steps = jax.ShapeDtypeStruct((), jnp.int32)
         traced = program.trace(state, objective, steps)
-        self._lowered = traced.lower()
         self.operations = count_operations(traced)
+        bound = any(
+            getattr(leaf, "committed", False) for leaf in jax.tree.leaves((state, objective))
+        )
+        self._compile = partial(
+            compiled_program, traced.lower(), traced.jaxpr, keep=keep_programs and not bound
+        )
         self._compiled: Future[Any] | None = None
 
     def compile(self, executor: Executor | None = None) -> None:
         """Compile, in a thread of ``executor`` if one is given."""
         if self._compiled is None and executor is not None:
-            self._compiled = executor.submit(self._lowered.compile)
+            self._compiled = executor.submit(self._compile)
         elif self._compiled is None:
             # Kept only once it is there: after an error nobody may wait for a result.
-            program = self._lowered.compile()
+            program = self._compile()
             self._compiled = Future()
             self._compiled.set_result(program)
 

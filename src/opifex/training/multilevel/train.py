@@ -562,7 +562,7 @@ class _Interpreter:
     def _warn_if_idle(self, level: int, before: LoopState, after: LoopState, left: int) -> None:
         """Warn where the optimizer moves nothing in the rest of a level: a schedule has ended."""
         pairs = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
-        if level in self._idle or left == 0 or not all(jnp.array_equal(*pair) for pair in pairs):
+        if level in self._idle or left == 0 or not all(np.array_equal(*pair) for pair in pairs):
             return
         self._idle.add(level)  # asked once per level
         ahead = min(left, _LOOK_AHEAD)
