@@ -53,6 +53,7 @@ from opifex.training.multilevel.optimizer import (
     MultilevelOptimizer,
     OnTransition,
 )
+from opifex.training.multilevel.rate_search import RateSearch, RateTrial, tune_learning_rate
 from opifex.training.multilevel.staged_fit import Stage, fit_in_stages, sine_network
 from opifex.training.multilevel.stopping import (
     EarlyStopping,
@@ -125,6 +126,8 @@ __all__ = [
     "NonFiniteLossError",
     "OnTransition",
     "Phase",
+    "RateSearch",
+    "RateTrial",
     "Resampled",
     "ResidualCorrection",
     "ResidualSpectrum",
@@ -166,5 +169,6 @@ __all__ = [
     "scale_by_width",
     "sine_network",
     "transfer_optimizer_state",
+    "tune_learning_rate",
     "verify_transfer",
 ]
