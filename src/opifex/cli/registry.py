@@ -15,7 +15,7 @@ from flax import nnx
 
 import opifex.problems
 from opifex.cli.settings import OptimizerSettings, ProblemSettings, StrategySettings
-from opifex.optimization import scale_by_age_corrected_adam
+from opifex.optimization import scale_by_age_corrected_adam, scale_by_width
 from opifex.optimization.second_order import (
     EnergyNaturalGradient,
     GaussNewton,
@@ -119,11 +119,17 @@ class Method:
 
 
 def _multilevel_adam(
-    learning_rate: Any, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+    learning_rate: Any,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    width_scaling: bool = True,
+    warm_up_steps: int = 200,
 ) -> Any:
     return optax.chain(
-        scale_by_age_corrected_adam(b1=b1, b2=b2, eps=eps),
+        scale_by_age_corrected_adam(b1=b1, b2=b2, eps=eps, warm_up_steps=warm_up_steps),
         optax.scale_by_learning_rate(learning_rate),
+        *([scale_by_width()] if width_scaling else []),
     )
 
 
@@ -173,7 +179,7 @@ def _adam_then_lbfgs(
 
 METHODS: Mapping[str, Method] = {
     "multilevel-adam": Method(
-        _multilevel_adam, "Adam whose moments know the age of each entry", 1e-3, scheduled=True
+        _multilevel_adam, "Adam with one rate for all levels", 1e-3, scheduled=True
     ),
     "adam": Method(_adam, "Adam", 1e-3, scheduled=True),
     "adamw": Method(_adamw, "Adam with decoupled weight decay", 1e-3, scheduled=True),
