@@ -167,3 +167,8 @@ def test_gradients_of_another_structure_are_named():
         optimizer.update(model, {})
     with pytest.raises(ValueError, match=r"grads has an unknown entry .*more"):
         optimizer.update(model, {**grads, "more": jnp.ones(2)})
+
+
+def test_a_name_is_no_optimizer():
+    with pytest.raises(TypeError, match="got 'adam' of type str"):
+        MultilevelOptimizer("adam")

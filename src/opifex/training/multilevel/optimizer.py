@@ -94,8 +94,9 @@ class MultilevelOptimizer:
         second_moment_start: SecondMomentStart = "fresh",
         on_transition: OnTransition = "carry",
     ) -> None:
-        # A transformation is a named tuple, and so a sequence too.
-        single = hasattr(transformation, "init") or not isinstance(transformation, Sequence)
+        # A transformation is a named tuple, and so a sequence too; a name is one mistake, not many.
+        sequence = isinstance(transformation, Sequence) and not isinstance(transformation, str)
+        single = hasattr(transformation, "init") or not sequence
         per_level = (transformation,) if single else tuple(transformation)
         if len(per_level) == 0:
             raise ValueError("transformation must not be an empty sequence")
