@@ -3,11 +3,12 @@
 Hidden widths (128, 128, 128) in three levels, Adam 1e-3, 400 + 600 + 1000 steps on 1000 points, as
 on the specification's page. Every choice starts from the same networks and points. ``mean``,
 ``max`` and ``fresh`` carry the state of ``optax.adam`` and say what second moments of new entries
-start from; ``restart`` forgets it; ``own age`` is `MultilevelAdam`, which carries it and corrects the
-bias of every entry by its own age. A jump is the loss after a transition over the loss before it;
-the peak is the largest loss of the 100 steps after it, over the loss before it. The last loss is the
-geometric mean of the last 100, since Adam with a constant rate leaves spikes. The seeds are none of
-those that other benchmarks report.
+start from; ``restart`` forgets it; ``own age`` carries it and corrects the bias of every entry by its
+own age; ``one rate`` is the default of `MultilevelAdam`, which also lets new entries warm up and rates
+fall with the width. A jump is the loss after a transition over the loss before it; the peak is the
+largest loss of the 100 steps after it, over the loss before it. The last loss is the geometric mean of
+the last 100, since Adam with a constant rate leaves spikes. The seeds are none of those that other
+benchmarks report.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import optax
 from flax import nnx
 from rich.console import Console
 
-from common import final, median, parser, write_results
+from common import command, final, median, parser, read_results, write_results
 from opifex.problems import Poisson
 from opifex.training.multilevel import (
     CascadeTrainer,
@@ -43,13 +44,15 @@ def adam(**options: Any) -> Callable[[], MultilevelOptimizer]:
 
 
 CARRY = {"on_transition": "carry"}
+OWN_AGE: dict[str, Any] = {"width_scaling": False, "warm_up_steps": 0}
 CHOICES: dict[str, tuple[Any, Callable[[], MultilevelOptimizer]]] = {
-    "preserving, own age": (prolongate_preserving, lambda: MultilevelAdam(1e-3)),
+    "preserving, one rate": (prolongate_preserving, lambda: MultilevelAdam(1e-3)),
+    "preserving, own age": (prolongate_preserving, lambda: MultilevelAdam(1e-3, **OWN_AGE)),
     "preserving, restart": (prolongate_preserving, adam(on_transition="restart")),
     "preserving, fresh": (prolongate_preserving, adam(second_moment_start="fresh", **CARRY)),
     "preserving, mean": (prolongate_preserving, adam(second_moment_start="mean", **CARRY)),
     "preserving, max": (prolongate_preserving, adam(second_moment_start="max", **CARRY)),
-    "copy and pad, own age": (prolongate, lambda: MultilevelAdam(1e-3)),
+    "copy and pad, own age": (prolongate, lambda: MultilevelAdam(1e-3, **OWN_AGE)),
     "copy and pad, restart": (prolongate, adam(on_transition="restart")),
     "copy and pad, mean": (prolongate, adam(second_moment_start="mean", **CARRY)),
 }
@@ -81,12 +84,21 @@ def run(transfer: Any, optimizer: MultilevelOptimizer, seed: int) -> dict[str, A
 
 
 def main() -> None:
-    """All choices on all seeds."""
+    """All choices on all seeds; or some, where the others keep their last results."""
     options = parser(__doc__)
     options.set_defaults(seeds=[100, 101, 102])
-    seeds = options.parse_args().seeds
+    options.add_argument("--choices", nargs="+", choices=list(CHOICES), default=list(CHOICES))
+    given = options.parse_args()
+    seeds = given.seeds
+    last = read_results("transfer_choices") or {"runs": {}, "command": command(), "rows": []}
+    commands = {row["choice"]: row.get("command", last["command"]) for row in last["rows"]}
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, (transfer, make) in CHOICES.items():
+        if name not in given.choices:
+            if name in last["runs"]:
+                runs[name] = last["runs"][name]
+            continue
+        commands[name] = command()
         runs[name] = [run(transfer, make(), seed) for seed in seeds]
         for entry in runs[name]:
             print(name, entry, flush=True)
@@ -97,6 +109,7 @@ def main() -> None:
             "largest peak": max(max(entry["peaks"]) for entry in entries),
             "median final loss": median([entry["final_loss"] for entry in entries]),
             "median final error": median([entry["final_error"] for entry in entries]),
+            "command": commands[name],
         }
         for name, entries in runs.items()
     ]
