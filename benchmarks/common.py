@@ -17,6 +17,9 @@ import jax
 
 from opifex.training.multilevel import History
 
+# Programs of an earlier process would make a cold start a warm one.
+os.environ.setdefault("OPIFEX_PROGRAM_CACHE", "off")
+
 RESULTS = Path(__file__).parent / "results"
 
 
