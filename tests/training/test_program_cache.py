@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 from opifex.models import MLP
 from opifex.training import program_cache
@@ -26,11 +27,16 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder of its own, without JAX's cache, which would do the work instead."""
-    before = jax.config.values["jax_enable_compilation_cache"]
     monkeypatch.setenv("OPIFEX_PROGRAM_CACHE", str(tmp_path / "programs"))
-    jax.config.update("jax_enable_compilation_cache", False)
+    before = jax.config.values["jax_compilation_cache_dir"]
+    use_jax_cache(None)
     yield tmp_path / "programs"
-    jax.config.update("jax_enable_compilation_cache", before)
+    use_jax_cache(before)
+
+
+def use_jax_cache(path):
+    jax.config.update("jax_compilation_cache_dir", path)
+    compilation_cache.reset_cache()  # else JAX goes on with the folder that it has opened
 
 
 def program(function=jnp.sin, *arguments):
@@ -145,13 +151,37 @@ def test_where_programs_are_kept(folder, monkeypatch, tmp_path):
 
 
 def test_the_users_own_cache_is_used_instead(folder, tmp_path):
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_enable_compilation_cache", True)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
-    try:
-        assert program_folder() is None
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    use_jax_cache(str(tmp_path / "jax"))
+    assert program_folder() is None
+    compiled_program(*program())
+    assert list((tmp_path / "jax").iterdir())
+    assert not folder.exists()
+
+
+def test_after_the_users_own_cache_was_unset_what_is_kept_can_run(folder, tmp_path):
+    use_jax_cache(str(tmp_path / "jax"))
+    compiled_program(*program())
+    jax.config.update("jax_compilation_cache_dir", None)
+    for _ in range(2):
+        loaded = compiled_program(*program())
+        assert np.allclose(loaded(jnp.ones(3)), np.sin(1), rtol=1e-6)
+
+
+def test_what_jax_has_loaded_is_not_kept_again(folder, monkeypatch):
+    # XLA cannot write what it has loaded: the copy would lack its functions.
+    lowered, jaxpr = program()
+    plain = type(lowered).compile
+
+    def loaded_by_jax(self):
+        jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
+        return plain(self)
+
+    monkeypatch.setattr(type(lowered), "compile", loaded_by_jax)
+    compiled_program(lowered, jaxpr)
+    assert not kept(folder)
+    monkeypatch.setattr(type(lowered), "compile", plain)
+    compiled_program(lowered, jaxpr)
+    assert len(kept(folder)) == 1
 
 
 def test_a_loaded_training_program_takes_the_same_steps(folder, monkeypatch):

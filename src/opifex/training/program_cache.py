@@ -24,7 +24,8 @@ import stat
 import sys
 import tempfile
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 def program_folder() -> Path | None:
     """Where programs are kept; ``None`` where they are not, or where JAX keeps them itself."""
     asked = os.environ.get(_VARIABLE, "")
-    settings = jax.config.values
-    jax_keeps = settings["jax_enable_compilation_cache"] and settings["jax_compilation_cache_dir"]
-    if asked.lower() in ("off", "0") or jax_keeps:
+    if asked.lower() in ("off", "0") or jax.config.values["jax_compilation_cache_dir"]:
         return None
     return Path(asked) if asked else _user_folder() / "opifex" / "programs"
 
@@ -92,10 +91,32 @@ def compiled_program(
         found = None
     if found is not None:
         return found
-    program = lowered.compile()
-    with suppress(Exception):  # no room, no permission, or a program that cannot be kept
-        _store(path, serialize_executable.serialize(program)[0])
+    with _taken_from_jax() as taken:
+        program = lowered.compile()
+    if not taken:
+        with suppress(Exception):  # no room, no permission, or a program that cannot be kept
+            _store(path, serialize_executable.serialize(program)[0])
     return program
+
+
+@contextmanager
+def _taken_from_jax() -> Iterator[list[str]]:
+    """Whether JAX took a program from a cache of its own meanwhile, in whatever thread.
+
+    Versions differ in when they forget a folder that was unset. What XLA has loaded for the CPU it
+    cannot write again: the copy loads too, but lacks its functions, and fails when it is called.
+    """
+    taken: list[str] = []
+
+    def listen(event: str, **details: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            taken.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield taken
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
 
 
 def _single_cpu() -> bool:
