@@ -1,7 +1,7 @@
 """One learning rate for all levels: peaks after transitions, errors, and the best rate of each width.
 
 *Cascades* of three levels on two PINNs and two operators, all small, whose widths double: Adam with one
-rate for all entries (``plain``) against the default of `MultilevelAdam` (``scaled``), at several
+rate for all entries (``plain``) against ``MultilevelAdam(rate, width_scaling=True, warm_up_steps=200)`` (``scaled``), at several
 constant rates. Every step sees all data, so that the loss of one step can be compared with that of the
 next. A peak is the largest loss of the `WINDOW` steps after a transition, over the last loss before it.
 A constant rate makes Adam's loss spike by itself: ``without transition`` is the same quotient where the
@@ -113,7 +113,7 @@ def helmholtz() -> Case:
         problem.loss,
         lambda seed: problem.sample_points(jax.random.key(seed), 200, 100),
         problem.relative_l2_error,
-        (3e-3, 3e-2),
+        (3e-3, 1e-2, 3e-2),
     )
 
 
@@ -256,7 +256,7 @@ def row(problem: str, arm: str, rate: float, runs: Sequence[dict[str, Any]]) -> 
     }
 
 
-CURVE_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+CURVE_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CURVE_STEPS = 400
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import choices
 from common import RESULTS, read_results
 from sections import SECTIONS, STALE
-from tables import Results, middle, origin, pinnacle_rows, plain, race_rows, table
+from tables import ONE_RATE, Results, middle, origin, pinnacle_rows, plain, race_rows, table
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -162,6 +162,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
         pinnacle_rows,
     ),
     "choices": lambda: table(choices.rows()),
+    "one-rate": chosen("one_rate", ONE_RATE),
+    "rate-curves": lambda: table((read_results("one_rate") or {"curves": [{}]})["curves"]),
     "transitions": chosen(
         "transfer_choices",
         ("choice", "largest peak", "median final loss", "median final error"),

@@ -11,11 +11,13 @@ from tables import (
     by_method,
     growth,
     nested_iteration,
+    one_rate,
     peer_race,
     pinnacle,
     plain,
     races,
     rounding,
+    sample_cost,
 )
 
 SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
@@ -63,6 +65,18 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         peer_race,
     ),
     (
+        "sample_cost",
+        "Samples that cost more than training",
+        "The state of a gas after shocks have formed, from its initial velocity; networks on 128 "
+        "cells. One network on samples of one solver, the best choice of solver (256 to 1024 cells) "
+        "and number of samples, against the same network on samples of a cheap solver that were "
+        "corrected with few dear ones. Clocks include solving, measuring the levels, corrections and "
+        "compilation. The rules are those of a race; errors are judged on solutions with 2048 cells. "
+        "Solved samples are the same for all seeds. At these targets measuring and correcting cost "
+        "as much as the dear samples that they save; the last table shows where more can be gained.",
+        sample_cost,
+    ),
+    (
         "overhead",
         "Overhead of the loop",
         "Against a bare hand-written `jit(scan)`. Goal: at most 1.05.",
@@ -98,7 +112,23 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "Transitions",
         "Prolongation and optimizer state on the page's Poisson problem, Adam 1e-3, 400 + 600 + 1000 "
         "steps. Jumps and peaks are relative to the loss before the transition.",
-        plain(),
+        plain(
+            "choice",
+            "largest jump",
+            "largest peak",
+            "median final loss",
+            "median final error",
+        ),
+    ),
+    (
+        "one_rate",
+        "One learning rate for all levels",
+        "Cascades of three levels at constant rates: `plain` Adam, whose entries count their own steps, "
+        "against Adam whose rates also fall with the width and whose new entries warm up (`scaled`). Peaks: the largest loss of the 200 steps after a transition over the last one before "
+        "it, of all seeds and both transitions; over the typical loss before it; and where the coarse "
+        "level goes on instead. Then final losses of single networks against the rate, with the "
+        "factor of the width from the start and without.",
+        one_rate,
     ),
     (
         "second_order",

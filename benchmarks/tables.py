@@ -48,6 +48,25 @@ def origin(results: Results) -> str:
     )
 
 
+ONE_RATE = (
+    "problem",
+    "Adam",
+    "rate",
+    "largest peak",
+    "of the typical loss",
+    "without transition",
+    "below 2",
+    "median final loss",
+    "median final error",
+)
+
+
+def one_rate(results: Results) -> str:
+    """Cascades at one rate, then the curves over the rates."""
+    rows = [{name: row[name] for name in ONE_RATE} for row in results["rows"]]
+    return f"{table(rows)}\n\n{table(results['curves'])}"
+
+
 def race_rows(results: Results) -> list[dict[str, Any]]:
     """One row per target of a race between a cascade and single networks."""
     return [
@@ -268,3 +287,61 @@ def against_jinns(results: Results) -> str:
         + f"notebook prints, and an error of {number(check['error'])} for Burgers' equation. "
         + f"jinns {results['peer']['versions']['jinns']}."
     )
+
+
+def sample_cost_rows(results: Results) -> list[dict[str, Any]]:
+    """One row per target of the race that counts the samples."""
+    return [
+        {
+            "target error": race["target"],
+            "single: s": middle_time(race, "single"),
+            "corrected: s": middle_time(race, "corrected"),
+            "single / corrected": spread(race["ratio"]),
+            "single: training alone, s": middle(
+                [run["single"] for run in race["runs"]], "training_seconds"
+            ),
+            "corrected: training alone, s": middle(
+                [run["corrected"] for run in race["runs"]], "training_seconds"
+            ),
+        }
+        for race in results["races"]
+    ]
+
+
+def sample_cost(results: Results) -> str:
+    """The summary, every seed with its corrections, and what every entry of the tuning ended with."""
+    parts = [table(sample_cost_rows(results))]
+    for race in results["races"]:
+        rows = [
+            {
+                "seed": run["seed"],
+                **{f"{side}: s": run[side]["seconds"] for side in ("single", "corrected")},
+                "single / corrected": run["single_over_corrected"],
+                **{
+                    f"{side} ends with": run[side]["final_error"]
+                    for side in ("single", "corrected")
+                },
+                "samples of each solver": ", ".join(
+                    f"{count} of {cells} cells"
+                    for cells, count in run["corrected"]["allocation"].items()
+                ),
+                "corrections (difference, then error)": "; ".join(
+                    f"{number(found['difference'])}, {number(found['error'])}"
+                    for found in run["corrected"]["corrections"]
+                ),
+            }
+            for run in race["runs"]
+        ]
+        sides = "; ".join(f"{side}: {entry}" for side, entry in race["entries"].items())
+        parts.append(f"To {number(race['target'])} ({sides}):\n\n{table(rows)}")
+    tuned = [
+        {
+            "side": row["side"],
+            "entry": row["entry"],
+            "validation error": row["final_error"],
+            "all seconds": row["all_seconds"],
+        }
+        for row in results["tuning"]
+    ]
+    parts.append(f"All entries, on the tuning seed:\n\n{table(tuned)}")
+    return "\n\n".join(parts)
