@@ -4,8 +4,9 @@ Hidden widths (128, 128, 128) in three levels, Adam 1e-3, 400 + 600 + 1000 steps
 on the specification's page. Every choice starts from the same networks and points. ``mean``,
 ``max`` and ``fresh`` carry the state of ``optax.adam`` and say what second moments of new entries
 start from; ``restart`` forgets it; ``own age`` carries it and corrects the bias of every entry by its
-own age (`MultilevelAdam`); with ``one rate`` new entries also warm up and rates fall with the width. A jump is the loss after a transition over the loss before it; the peak is the
-largest loss of the 100 steps after it, over the loss before it. The last loss is the geometric mean of
+own age (`MultilevelAdam`); with ``one rate`` new entries also warm up and rates fall with the width. A
+jump is the loss after a transition over the loss before it; the peak is the largest loss of the 100
+steps after it, over the loss before it. The last loss is the geometric mean of
 the last 100, since Adam with a constant rate leaves spikes. The seeds are none of those that other
 benchmarks report.
 """

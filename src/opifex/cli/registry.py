@@ -123,8 +123,8 @@ def _multilevel_adam(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    width_scaling: bool = True,
-    warm_up_steps: int = 200,
+    width_scaling: bool = False,
+    warm_up_steps: int = 0,
 ) -> Any:
     return optax.chain(
         scale_by_age_corrected_adam(b1=b1, b2=b2, eps=eps, warm_up_steps=warm_up_steps),
@@ -179,7 +179,7 @@ def _adam_then_lbfgs(
 
 METHODS: Mapping[str, Method] = {
     "multilevel-adam": Method(
-        _multilevel_adam, "Adam with one rate for all levels", 1e-3, scheduled=True
+        _multilevel_adam, "Adam whose moments know the age of each entry", 1e-3, scheduled=True
     ),
     "adam": Method(_adam, "Adam", 1e-3, scheduled=True),
     "adamw": Method(_adamw, "Adam with decoupled weight decay", 1e-3, scheduled=True),

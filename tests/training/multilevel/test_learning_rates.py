@@ -37,7 +37,7 @@ def leaves(tree):
 def test_restart_forgets_everything(by_hand):
     trainer = CascadeTrainer(
         hierarchy(),
-        MultilevelAdam(1e-2, on_transition="restart"),
+        MultilevelAdam(1e-2, width_scaling=True, on_transition="restart"),
         config=MultilevelConfig(num_levels=2, level_epochs=[5, 1]),
     )
     if by_hand:

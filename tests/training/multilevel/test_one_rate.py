@@ -77,7 +77,9 @@ def test_rates_of_a_perceptron_fall_as_one_over_fan_in(coarse, more):
 def test_factors_are_one_on_the_coarsest_level_and_fall_on_all_others():
     widths = [(2, 3), (4, 4), (5, 9)]
     models = [perceptron(w) for w in widths]
-    for found, wide in zip(through(models, MultilevelAdam(1e-3)), widths, strict=True):
+    for found, wide in zip(
+        through(models, MultilevelAdam(1e-3, width_scaling=True)), widths, strict=True
+    ):
         assert found == pytest.approx(wanted(widths[0], wide), rel=1e-6)
 
 
@@ -112,7 +114,7 @@ def test_depth_and_bands_keep_their_rates():
     deeper = create_depth_hierarchy(1, 1, 4, [1, 2], rngs=nnx.Rngs(0))
     bands = create_multiscale_hierarchy(1, 1, [4], (1.0, 2.0), rngs=nnx.Rngs(0))
     for models in (deeper, bands):
-        assert set(through(models, MultilevelAdam())[-1].values()) == {1.0}
+        assert set(through(models, MultilevelAdam(width_scaling=True))[-1].values()) == {1.0}
 
 
 def test_models_that_no_plan_relates_keep_their_rates():
@@ -139,7 +141,7 @@ def test_factors_of_the_width_survive_masks_and_restarts(on_transition):
 def steps_after_growth(warm_up_steps):
     """Updates of the first steps on the second level, and which entries are new."""
     coarse, fine = (MLP(1, 1, [w, w], rngs=nnx.Rngs(w)) for w in (3, 5))
-    optimizer = MultilevelAdam(1e-2, warm_up_steps=warm_up_steps)
+    optimizer = MultilevelAdam(1e-2, width_scaling=True, warm_up_steps=warm_up_steps)
     optimizer.init(coarse)
     for step in range(6):
         optimizer.update(coarse, random_like(params_of(coarse), step))
@@ -177,8 +179,8 @@ def test_a_transition_no_longer_undoes_what_was_learned():
         )
         return float(np.max(history.losses[300:]) / history.losses[299])
 
-    assert peak() < 2
-    assert peak(width_scaling=False, warm_up_steps=0) > 10
+    assert peak(width_scaling=True, warm_up_steps=200) < 2
+    assert peak() > 10
 
 
 @pytest.mark.parametrize(

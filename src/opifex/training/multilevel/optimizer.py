@@ -330,26 +330,25 @@ def _adam(
 
 
 class MultilevelAdam(MultilevelOptimizer):
-    """Adam for networks that grow: one learning rate for all levels.
+    """Adam whose moments follow their parameters, each corrected for its own age.
 
-    On the first level it takes the steps of ``optax.adam``. At a transition
-
-    - the moments of carried entries go on as before, and new entries begin with a fresh Adam of their
-      own, each corrected for its own age (`scale_by_age_corrected_adam`);
-    - new entries warm up over ``warm_up_steps`` steps of their own, so that they do not undo at once
-      what the transfer has kept;
-    - the rates of kernels fall as one over their fan-in (`scale_by_width`), so that the rate that is
-      right on the first level is about right on all others.
+    On the first level it takes the steps of ``optax.adam``. At a transition carried entries go on
+    as before and new ones begin with a fresh Adam of their own; see `scale_by_age_corrected_adam`.
+    ``MultilevelAdam(rate, width_scaling=True, warm_up_steps=200)`` serves all levels with one rate and
+    has no peak in the loss after a transition, or a small one.
 
     Args:
-        learning_rate: step size on the first level, or an Optax schedule of the step count over the
-            whole run.
+        learning_rate: step size, on the first level if ``width_scaling``; or an Optax schedule of the
+            step count over the whole run.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
-        width_scaling: let the rates of kernels that grow fall with their width.
-        warm_up_steps: number of steps over which new entries reach their rate; zero is at once. Fewer
-            where a level takes only a few hundred.
+        width_scaling: let the rates of kernels fall as one over their fan-in, beginning with one on
+            the first level (`scale_by_width`), so that the rate that is right there is about right on
+            all others.
+        warm_up_steps: number of their own steps over which new entries reach their rate, so that they
+            do not undo at once what the transfer has kept; zero is at once. Fewer than 200 where a
+            level takes only a few hundred.
         on_transition: see `OnTransition`. After a restart nothing is carried, and nothing warms up.
 
     Raises:
@@ -377,8 +376,8 @@ class MultilevelAdam(MultilevelOptimizer):
         b2: float = 0.999,
         eps: float = 1e-8,
         *,
-        width_scaling: bool = True,
-        warm_up_steps: int = 200,
+        width_scaling: bool = False,
+        warm_up_steps: int = 0,
         on_transition: OnTransition = "carry",
     ) -> None:
         if not callable(learning_rate):

@@ -1,7 +1,8 @@
 """A small search for the learning rate on the coarsest level, where a step costs least.
 
-With rates that fall with the width (`MultilevelAdam`), the rate that is best on the coarsest level is
-about the best on all others, so that this is the only search that a hierarchy needs.
+With rates that fall with the width (``MultilevelAdam(rate, width_scaling=True)``), the rate that is best
+on the coarsest level is about the best on all others, so that this is the only search that a hierarchy
+needs.
 """
 
 from __future__ import annotations

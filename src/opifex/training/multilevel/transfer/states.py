@@ -201,8 +201,7 @@ def _tree_kind(prefix: KeyPath, prefixes: Collection[KeyPath]) -> TreeKind:
     if "age" in names:
         return "age"
     if names & SECOND_MOMENT_NAMES or any(
-        name == own_name and has_sibling(other)
-        for name, other in SECOND_MOMENTS_BESIDE.items()
+        name == own_name and has_sibling(other) for name, other in SECOND_MOMENTS_BESIDE.items()
     ):
         return "corrected second moment" if has_sibling("age") else "second moment"
     return "plain"
