@@ -125,9 +125,10 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "One learning rate for all levels",
         "Cascades of three levels at constant rates: `plain` Adam, whose entries count their own steps, "
         "against Adam whose rates also fall with the width and whose new entries warm up (`scaled`). "
-        "Peaks: the largest loss of the 200 steps after a transition over the last one before it, of all seeds and both transitions; over the typical loss before it; and where the coarse "
-        "level goes on instead. Then final losses of single networks against the rate, with the "
-        "factor of the width from the start and without.",
+        "Peaks: the largest loss of the 200 steps after a transition over the last one before it, of "
+        "all seeds and both transitions; over the typical loss before it; and where the coarse level "
+        "goes on instead. Then final losses of single networks against the rate, with the factor of the "
+        "width from the start and without.",
         one_rate,
     ),
     (
