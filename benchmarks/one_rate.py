@@ -3,10 +3,10 @@
 *Cascades* of three levels on two PINNs and two operators, all small, whose widths double: Adam with one
 rate for all entries (``plain``) against ``MultilevelAdam(rate, width_scaling=True, warm_up_steps=200)``
 (``scaled``), at several constant rates. Every step sees all data, so that the loss of one step can be
-compared with that of the next. A peak is the largest loss of the `WINDOW` steps after a transition, over the last loss before it.
-A constant rate makes Adam's loss spike by itself: ``without transition`` is the same quotient where the
-coarse level goes on instead (two seeds). ``of the typical loss`` divides by the geometric mean of the
-100 losses before instead of the last one, which may be a lucky dip.
+compared with that of the next. A peak is the largest loss of the `WINDOW` steps after a transition, over
+the last loss before it. A constant rate makes Adam's loss spike by itself: ``without transition`` is the
+same quotient where the coarse level goes on instead (two seeds). ``of the typical loss`` divides by the
+geometric mean of the 100 losses before instead of the last one, which may be a lucky dip.
 
 *Curves*: single networks of each width, trained at each rate from the start, with the factor of their
 width and without. With the factor the best rate should be the same for all widths.
