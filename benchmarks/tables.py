@@ -96,22 +96,22 @@ def spread(ratio: Mapping[str, Any]) -> str:
     return found if not ratio["neither"] else f"{found}, {ratio['neither']} without"
 
 
+def of_seed(run: Mapping[str, Any], sides: Sequence[str]) -> dict[str, Any]:
+    """Times and last errors of one seed; the ratio is that of the first side to ours, the last one."""
+    first, ours = sides[0], sides[-1]
+    return {
+        "seed": run["seed"],
+        **{f"{side}: s": run[side]["seconds"] for side in sides},
+        f"{first} / {ours}": run[f"{first}_over_{ours}"],
+        **{f"{side} ends with": run[side]["final_error"] for side in sides},
+    }
+
+
 def races(results: Results) -> str:
     """A race between a cascade and single networks: the summary, then every seed."""
     parts = [table(race_rows(results))]
     for target in results["targets"]:
-        rows = [
-            {
-                "seed": run["seed"],
-                **{f"{side}: s": run[side]["seconds"] for side in ("single", "finest", "cascade")},
-                "single / cascade": run["single_over_cascade"],
-                **{
-                    f"{side} ends with": run[side]["final_error"]
-                    for side in ("single", "finest", "cascade")
-                },
-            }
-            for run in target["runs"]
-        ]
+        rows = [of_seed(run, ("single", "finest", "cascade")) for run in target["runs"]]
         chosen = "; ".join(f"{side}: {entry}" for side, entry in target["entries"].items())
         parts.append(f"To {number(target['target'])} ({chosen}):\n\n{table(rows)}")
     tried = sorted({row["entry"].split(", rate")[0] for row in results["tuning"]})
@@ -314,13 +314,7 @@ def sample_cost(results: Results) -> str:
     for race in results["races"]:
         rows = [
             {
-                "seed": run["seed"],
-                **{f"{side}: s": run[side]["seconds"] for side in ("single", "corrected")},
-                "single / corrected": run["single_over_corrected"],
-                **{
-                    f"{side} ends with": run[side]["final_error"]
-                    for side in ("single", "corrected")
-                },
+                **of_seed(run, ("single", "corrected")),
                 "samples of each solver": ", ".join(
                     f"{count} of {cells} cells"
                     for cells, count in run["corrected"]["allocation"].items()

@@ -79,12 +79,6 @@ class CorrectedSamples:
     corrections: tuple[Correction, ...]
 
 
-def _deviation(fields: np.ndarray) -> np.ndarray:
-    """Of every channel, over samples and points; one for channels that do not vary."""
-    found = np.std(fields, axis=tuple(range(fields.ndim - 1)))
-    return np.where(found > 0, found, 1.0)
-
-
 def _loss(model: Any, fields: Any, differences: Any) -> jax.Array:
     # Not relative: the difference of a sample may vanish.
     return jnp.mean(jnp.square(model(fields) - differences))
@@ -210,7 +204,7 @@ def correct_samples(
             seed,
         )
         found = _apply(model, fields)
-        scale = _deviation(finer.outputs)
+        scale = np.asarray(FieldNormalizer.fit(finer.outputs).deviation)
 
         def size(errors: np.ndarray, scale: np.ndarray = scale) -> float:
             return float(np.sqrt(np.mean((errors / scale) ** 2)))
