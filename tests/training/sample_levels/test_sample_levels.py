@@ -18,6 +18,7 @@ from opifex.training.sample_levels import (
     SampleAllocation,
     SampleLevels,
     allocate_samples,
+    compare_sample_levels,
     correct_samples,
     measure_sample_levels,
 )
@@ -54,6 +55,40 @@ class TestMeasurement:
         apart = np.var(low - high, axis=0).mean() / np.var(high, axis=0).mean()
         np.testing.assert_allclose(found.differences, [[0, apart], [apart, 0]], rtol=1e-12)
         np.testing.assert_allclose(found.variance, np.var(high, axis=0).mean(), rtol=1e-12)
+
+    def test_samples_that_are_solved_and_costs_that_are_known_say_the_same(self) -> None:
+        found = compare_sample_levels([waves(level, 16, 0) for level in (0, 1)], (0.5, 2.0))
+        expected = measure_sample_levels(waves, 2)
+        assert found.seconds == (0.5, 2.0)
+        assert (found.variance, found.num_samples) == (expected.variance, 16)
+        np.testing.assert_array_equal(found.differences, expected.differences)
+
+    def test_the_highest_level_solves_its_samples_twice(self) -> None:
+        calls = []
+
+        def solve(level: int, num_samples: int, seed: int) -> OperatorData:
+            calls.append((level, num_samples))
+            return waves(level, num_samples, seed)
+
+        measure_sample_levels(solve, 2, num_samples=4)
+        assert [n for level, n in calls if level == 1] == [4, 4]
+
+    @pytest.mark.parametrize(
+        ("samples", "seconds", "error", "words"),
+        [
+            ([waves(1, 4, 0)], (1.0,), ValueError, "at least two levels, got 1 and 1"),
+            ([waves(0, 4, 0), waves(1, 4, 0)], (1.0,), ValueError, "as many.*got 2 and 1"),
+            ([waves(0, 4, 0), waves(1, 4, 0)], (1.0, 0.0), ValueError, "seconds"),
+            ([waves(0, 1, 0), waves(1, 1, 0)], (1.0, 2.0), ValueError, "at least 2 on each level"),
+            ([waves(0, 4, 0), waves(1, 5, 0)], (1.0, 2.0), ValueError, "must return 4 samples"),
+            ([waves(0, 4, 0), waves(1, 4, 1)], (1.0, 2.0), ValueError, "same inputs"),
+            ([waves(0, 4, 0), waves(1, 4, 0).inputs], (1.0, 2.0), TypeError, "pair of arrays"),
+            (7, (1.0, 2.0), TypeError, "samples"),
+        ],
+    )
+    def test_what_can_be_compared(self, samples, seconds, error, words) -> None:
+        with pytest.raises(error, match=words):
+            compare_sample_levels(samples, seconds)
 
     def test_the_dearer_level_costs_more(self) -> None:
         def solve(level: int, num_samples: int, seed: int) -> OperatorData:
@@ -146,6 +181,53 @@ class TestAllocation:
         assert error(best) <= min(error(best * 3 // 4), error(best * 5 // 4)) * (1 + 1e-9)
         assert math.isclose(found.counts[0], (1000.0 - best) * ratio, rel_tol=0.02)
 
+    @given(
+        ratio=st.floats(2.0, 50.0),
+        close=st.floats(2.0, 50.0),
+        training=st.floats(0.0, 400.0),
+    )
+    def test_counting_corrections_is_never_worse_than_ignoring_them(
+        self, ratio: float, close: float, training: float
+    ) -> None:
+        """In the formula's own model, against all other choices of levels, too."""
+        seconds = (1 / ratio**2, 1 / ratio, 1.0)
+        apart = [[0.0] * 3 for _ in range(3)]
+        for i, j in itertools.permutations(range(3), 2):
+            apart[i][j] = close ** -(1 + min(i, j))
+        levels, budget = measured(seconds, apart), 1000.0
+
+        def error(chosen: tuple[int, ...]) -> float:
+            pairs = list(itertools.pairwise(chosen))
+            parts = [seconds[chosen[0]] ** 0.5] + [
+                (apart[i][j] * seconds[j]) ** 0.5 for i, j in pairs
+            ]
+            rest = budget - training * len(pairs)
+            return sum(parts) ** 2 / rest if rest > 0 else math.inf
+
+        ignoring = allocate_samples(levels, budget, least=1)
+        assert allocate_samples(levels, budget, least=1, correction_seconds=0.0) == ignoring
+        found = allocate_samples(levels, budget, least=1, correction_seconds=training)
+        subsets = [(2,), (0, 2), (1, 2), (0, 1, 2)]
+        assert error(found.levels) <= min(map(error, subsets)) * (1 + 1e-9)
+        assert error(found.levels) <= error(ignoring.levels)
+        spent = found.seconds(levels) + training * (len(found.levels) - 1)
+        assert spent <= budget * (1 + 1e-6)
+
+    def test_dear_corrections_mean_fewer_levels(self) -> None:
+        apart = [[0, 0.02, 0.02], [0.02, 0, 0.001], [0.02, 0.001, 0]]
+        levels = measured((0.01, 0.1, 1.0), apart)
+        found = [
+            allocate_samples(levels, 100.0, correction_seconds=seconds).levels
+            for seconds in (0.0, 40.0, 98.0)
+        ]
+        assert found == [(0, 1, 2), (0, 2), (2,)]
+
+    @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf, "much"])
+    def test_costs_of_corrections_that_make_no_sense(self, seconds: float) -> None:
+        levels = measured((0.01, 1.0), [[0, 0.01], [0.01, 0]])
+        with pytest.raises((TypeError, ValueError), match="correction_seconds"):
+            allocate_samples(levels, 100.0, correction_seconds=seconds)
+
     def test_too_small_a_budget(self) -> None:
         with pytest.raises(ValueError, match="budget must pay for least=8"):
             allocate_samples(measured((0.01, 1.0), [[0, 0.01], [0.01, 0]]), 5.0)
@@ -179,6 +261,7 @@ class TestCorrection:
         assert after < 0.2 * before
         (correction,) = made.corrections
         assert correction.pairs == 28
+        assert correction.seconds > 0
         # What was measured on four pairs is what the other samples have, within a factor.
         found = after / np.sqrt(cheap.size) / np.std(exact.outputs)
         assert found / 3 < correction.error < 3 * found

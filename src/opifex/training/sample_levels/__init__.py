@@ -16,6 +16,7 @@ from opifex.training.sample_levels.correction import (
 from opifex.training.sample_levels.measurement import (
     SampleLevels,
     SampleSolver,
+    compare_sample_levels,
     measure_sample_levels,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "SampleLevels",
     "SampleSolver",
     "allocate_samples",
+    "compare_sample_levels",
     "correct_samples",
     "measure_sample_levels",
 ]

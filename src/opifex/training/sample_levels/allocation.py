@@ -6,6 +6,10 @@ error for a given budget is least for $N_l \propto \sqrt{V_l / C_l}$ (Giles, Ope
 2008, section 2), and the budget for a given error is proportional to $(\sum_l \sqrt{V_l C_l})^2$. Lye,
 Mishra and Molinaro (arXiv:1909.09448, section 3) choose training samples in this way. That the error of
 a *trained* term falls like $N^{-1/2}$ is an assumption; networks on smooth terms do better.
+
+Every difference that is learned costs its training $c$ besides its samples. For $k + 1$ levels that
+leaves $B - k c$ of the budget for solving, and the squared error is
+$(\sum_l \sqrt{V_l C_l})^2 / (B - k c)$: fewer levels where the training is dear.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from opifex.core.checks import check_positive, check_positive_int
+from opifex.core.checks import check_nonnegative, check_positive, check_positive_int
 from opifex.training.sample_levels.measurement import SampleLevels
 
 __all__ = ["SampleAllocation", "allocate_samples"]
@@ -59,23 +63,33 @@ class SampleAllocation:
         return sum(count * measured.seconds[level] for level, count in pairs)
 
 
-def allocate_samples(measured: SampleLevels, budget: float, *, least: int = 8) -> SampleAllocation:
+def allocate_samples(
+    measured: SampleLevels,
+    budget: float,
+    *,
+    least: int = 8,
+    correction_seconds: float = 0.0,
+) -> SampleAllocation:
     r"""The levels, and the numbers of samples on them, that make the most of a budget.
 
-    Of all sets of levels that end with the highest one, that with the least $\sum_l \sqrt{V_l C_l}$.
-    If it is the highest level alone, coarse samples do not pay.
+    Of all sets of levels that end with the highest one, that with the least
+    $(\sum_l \sqrt{V_l C_l})^2 / (B - k c)$, where $k$ corrections at $c$ seconds are taken out of the
+    budget $B$. If it is the highest level alone, coarse samples do not pay.
 
     Args:
         measured: what `measure_sample_levels` found.
-        budget: processor seconds for solving, positive.
+        budget: processor seconds for solving and for the corrections, positive.
         least: samples on every chosen level, at least. A correction can hardly be learned from fewer.
+        correction_seconds: processor seconds that each correction between two levels takes besides its
+            samples, that is its training with compilation; `Correction.seconds` of an earlier call says
+            what it was. Zero counts solving alone.
 
     Returns:
         Levels and counts.
 
     Raises:
         ValueError: if ``budget`` does not pay for ``least`` samples of the highest level, or a number
-            is not positive.
+            is out of range.
 
     Example:
         >>> import numpy as np
@@ -84,9 +98,14 @@ def allocate_samples(measured: SampleLevels, budget: float, *, least: int = 8) -
         >>> measured = SampleLevels((0.01, 1.0), 1.0, apart, 16)
         >>> allocate_samples(measured, budget=100.0)
         SampleAllocation(levels=(0, 1), counts=(5000, 50))
+        >>> allocate_samples(measured, budget=100.0, correction_seconds=20.0)
+        SampleAllocation(levels=(0, 1), counts=(4000, 40))
+        >>> allocate_samples(measured, budget=100.0, correction_seconds=99.0)
+        SampleAllocation(levels=(1,), counts=(100,))
     """
     check_positive("budget", budget)
     check_positive_int("least", least)
+    check_nonnegative("correction_seconds", correction_seconds)
     highest = len(measured.seconds) - 1
     cost = measured.seconds
 
@@ -97,15 +116,16 @@ def allocate_samples(measured: SampleLevels, budget: float, *, least: int = 8) -
             found.append((float(measured.differences[low, high]), cost[high]))
         return found
 
-    subsets = [
-        (*lower, highest)
-        for size in range(highest + 1)
-        for lower in itertools.combinations(range(highest), size)
-    ]
+    def for_solving(levels: tuple[int, ...]) -> float:
+        """What the corrections leave of the budget."""
+        return budget - (len(levels) - 1) * correction_seconds
+
+    def squared_error(levels: tuple[int, ...]) -> float:
+        return sum(math.sqrt(v * c) for v, c in terms(levels)) ** 2 / for_solving(levels)
 
     def counts(levels: tuple[int, ...]) -> tuple[int, ...]:
         split = terms(levels)
-        scale = budget / sum(math.sqrt(v * c) for v, c in split)
+        scale = for_solving(levels) / sum(math.sqrt(v * c) for v, c in split)
         exact = [scale * math.sqrt(v / c) for v, c in split]
         # From the top, so that every level holds the samples of the one above it.
         found: list[int] = []
@@ -113,12 +133,19 @@ def allocate_samples(measured: SampleLevels, budget: float, *, least: int = 8) -
             found.append(max([math.floor(value * (1 + 1e-9)), least, *found[-1:]]))
         # What the least numbers took is missing at the bottom, where most of the samples are.
         found.reverse()
-        rest = budget - sum(n * cost[i] for n, i in zip(found[1:], levels[1:], strict=True))
+        dearer = sum(n * cost[i] for n, i in zip(found[1:], levels[1:], strict=True))
+        rest = for_solving(levels) - dearer
         found[0] = min(found[0], math.floor(rest / cost[levels[0]] * (1 + 1e-9)))
         return tuple(found)
 
-    order = sorted(subsets, key=lambda levels: sum(math.sqrt(v * c) for v, c in terms(levels)))
-    for levels in order:
+    subsets = [
+        (*lower, highest)
+        for size in range(highest + 1)
+        for lower in itertools.combinations(range(highest), size)
+    ]
+    for levels in sorted(
+        filter(lambda levels: for_solving(levels) > 0, subsets), key=squared_error
+    ):
         found = counts(levels)
         if found[0] >= max([least, *found[1:]]):
             return SampleAllocation(levels, found)

@@ -16,6 +16,7 @@ is a matter of its neighbourhood, and the cheap output shows where these are: th
 from __future__ import annotations
 
 import itertools
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Correction:
             deviation of the outputs: what stays without the correction.
         error: of the corrected outputs, measured in the same way on the same pairs.
         pairs: on which it was trained.
+        seconds: processor seconds of its training with compilation, and of correcting the samples:
+            what `allocate_samples` takes as ``correction_seconds``.
     """
 
     model: NormalizedModel
@@ -64,6 +67,7 @@ class Correction:
     difference: float
     error: float
     pairs: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ def correct_samples(
         fields = np.concatenate([inputs, outputs], axis=-1)
         differences = finer.outputs - outputs[:count]
         held = np.arange(count) >= count - max(1, count // HELD_OUT)
+        start = time.process_time()
         network = build(nnx.Rngs(seed + level))
         model = _learn(
             network,
@@ -204,6 +209,7 @@ def correct_samples(
             seed,
         )
         found = _apply(model, fields)
+        seconds = time.process_time() - start
         scale = np.asarray(FieldNormalizer.fit(finer.outputs).deviation)
 
         def size(errors: np.ndarray, scale: np.ndarray = scale) -> float:
@@ -218,7 +224,9 @@ def correct_samples(
                 "more samples of that level, another network or more steps may",
                 stacklevel=2,
             )
-        corrections.append(Correction(model, level, before, after, int(count - held.sum())))
+        corrections.append(
+            Correction(model, level, before, after, int(count - held.sum()), seconds)
+        )
         outputs = outputs + found
         outputs[:count] = finer.outputs
     return CorrectedSamples(OperatorData(inputs, outputs), tuple(corrections))

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from opifex.core.checks import check_callable, check_nonnegative_int, check_positive_int
+from opifex.core.checks import (
+    check_callable,
+    check_nonnegative_int,
+    check_positive_int,
+    check_positive_numbers,
+    check_sequence,
+)
 from opifex.data import OperatorData
 
-__all__ = ["SampleLevels", "SampleSolver", "measure_sample_levels", "solved"]
+__all__ = [
+    "SampleLevels",
+    "SampleSolver",
+    "compare_sample_levels",
+    "measure_sample_levels",
+    "solved",
+]
 
 
 TIMED_SHARE = 0.1
@@ -54,7 +67,11 @@ def solved(solve: SampleSolver, level: int, num_samples: int, seed: int) -> Oper
         TypeError: if it does not give a pair of arrays.
         ValueError: if these are not that many finite samples on one grid.
     """
-    found: Any = solve(level, num_samples, seed)
+    return checked(solve(level, num_samples, seed), level, num_samples)
+
+
+def checked(found: Any, level: int, num_samples: int) -> OperatorData:
+    """Check samples of a level; arguments and errors are those of `solved`."""
     if not isinstance(found, tuple) or len(found) != 2:
         raise TypeError(
             f"solve must return OperatorData or a pair of arrays, got {type(found).__name__} on "
@@ -122,9 +139,11 @@ def _variance(fields: np.ndarray) -> float:
 def _seconds_per_sample(
     solve: SampleSolver, level: int, num_samples: int, seed: int, enough: float
 ) -> float:
-    """Of so many samples that they take long enough to be timed, and fill the batches of the solver."""
+    """Of so many samples that they take long enough to be timed, and fill the batches of the solver.
+
+    The solver has been called with ``num_samples`` once, which may have compiled it.
+    """
     while True:
-        solved(solve, level, num_samples, seed)  # may compile
         start = time.process_time()
         solved(solve, level, num_samples, seed)
         took = time.process_time() - start
@@ -132,6 +151,60 @@ def _seconds_per_sample(
             # The clock of the process may not have moved for a very cheap solver.
             return max(took, 1e-6) / num_samples
         num_samples = min(MOST_TIMED, 4 * num_samples)
+        solved(solve, level, num_samples, seed)
+
+
+def compare_sample_levels(
+    samples: Sequence[OperatorData], seconds: Sequence[float]
+) -> SampleLevels:
+    """The same as `measure_sample_levels`, from samples that are solved and costs that are known.
+
+    For solvers that ran elsewhere, in other processes or on other machines, and for samples that become
+    part of the training set afterwards, so that comparing the levels costs nothing of its own.
+
+    Args:
+        samples: the same inputs solved on each level, cheapest first, two levels and two samples at
+            least.
+        seconds: of one sample on each level, positive, in any unit of cost that the budget of
+            `allocate_samples` has, too.
+
+    Returns:
+        Costs and differences.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if there are not two levels and two samples, not as many costs, the samples are not
+            finite or not the same ones on all levels, a cost is not positive, or all outputs of the
+            highest level are equal.
+
+    Example:
+        >>> import numpy as np
+        >>> from opifex.training.sample_levels import compare_sample_levels
+        >>> fine = np.random.default_rng(0).standard_normal((50, 32, 1))
+        >>> found = compare_sample_levels([(fine, 0.9 * fine), (fine, fine)], [0.1, 2.0])
+        >>> round(float(found.differences[0, 1]), 6)
+        0.01
+    """
+    check_sequence("samples", samples)
+    costs = check_positive_numbers("seconds", seconds)
+    if len(samples) < 2 or len(samples) != len(costs):
+        raise ValueError(
+            f"samples and seconds must be as many, at least two levels, got {len(samples)} and "
+            f"{len(costs)}"
+        )
+    first: Any = samples[0]
+    num_samples = len(first[0]) if isinstance(first, tuple) and len(first) == 2 else 0
+    found = [checked(data, level, num_samples) for level, data in enumerate(samples)]
+    if num_samples < 2:
+        raise ValueError(f"samples must be at least 2 on each level, got {num_samples}")
+    for level, data in enumerate(found):
+        check_same_inputs(found[-1].inputs, data.inputs, level)
+    fields = [np.asarray(data.outputs, np.float64) for data in found]
+    variance = _variance(fields[-1])
+    if variance == 0:
+        raise ValueError("solve gives the same outputs for all samples on the highest level")
+    apart = [[_variance(one - other) / variance for other in fields] for one in fields]
+    return SampleLevels(costs, variance, np.asarray(apart), num_samples)
 
 
 def measure_sample_levels(
@@ -145,7 +218,7 @@ def measure_sample_levels(
     Args:
         solve: the solver, see `SampleSolver`.
         num_levels: number of levels, at least two.
-        num_samples: samples to compare, at least two. The highest level solves them three times.
+        num_samples: samples to compare, at least two. The highest level solves them twice.
         seed: of the inputs.
 
     Returns:
@@ -162,19 +235,9 @@ def measure_sample_levels(
             raise ValueError(f"{name} must be at least 2, got {value}")
     check_nonnegative_int("seed", seed)
     highest = num_levels - 1
-    outputs = {}
-    reference = solved(solve, highest, num_samples, seed)
-    for level in range(num_levels):
-        found = solved(solve, level, num_samples, seed) if level < highest else reference
-        check_same_inputs(reference.inputs, found.inputs, level)
-        outputs[level] = np.asarray(found.outputs, np.float64)
-    variance = _variance(outputs[highest])
-    if variance == 0:
-        raise ValueError("solve gives the same outputs for all samples on the highest level")
-    fields = outputs.values()
-    apart = [[_variance(one - other) / variance for other in fields] for one in fields]
+    samples = [solved(solve, level, num_samples, seed) for level in range(num_levels)]
     seconds = [_seconds_per_sample(solve, highest, num_samples, seed, 0.0)]
     enough = TIMED_SHARE * seconds[0] * num_samples
     for level in range(highest):
         seconds.insert(level, _seconds_per_sample(solve, level, num_samples, seed, enough))
-    return SampleLevels(tuple(seconds), variance, np.asarray(apart), num_samples)
+    return compare_sample_levels(samples, seconds)
