@@ -31,6 +31,8 @@ REFERENCE_CELLS = 2048
 """Of the finest solver; the averages of the initial velocity are taken of as many values."""
 CELLS_PER_BATCH = 8192
 """So many fit the cache of a processor core; larger batches took up to twice as long per sample."""
+BLOCK = 1024
+"""Samples in a file of the cache, at most."""
 
 
 def _flux(conserved: jax.Array) -> jax.Array:
@@ -126,58 +128,79 @@ class GasData:
     seconds: float
 
 
-def _batch(num_samples: int, cells: int) -> int:
-    return min(num_samples, max(4, CELLS_PER_BATCH // cells))
+def batch_of(cells: int) -> int:
+    """Samples that are solved at a time, whatever the number asked for: one program for each solver."""
+    return max(4, CELLS_PER_BATCH // cells)
 
 
 def compilation_seconds(cells: int) -> float:
-    """Processor seconds to compile the solver for full batches."""
+    """Processor seconds to compile the solver."""
     with jax.enable_x64(True):
         start = time.process_time()
-        shape = (3, _batch(CELLS_PER_BATCH, cells), cells)
+        shape = (3, batch_of(cells), cells)
         _evolve.lower(jax.ShapeDtypeStruct(shape, jnp.float64), FINAL_TIME).compile()
         return time.process_time() - start
 
 
-def computed(num_samples: int, cells: int, seed: int) -> GasData:
+def computed(num_samples: int, cells: int, seed: int, first: int = 0) -> GasData:
     """Solve random samples in float64 on a number of cells.
 
-    The first samples of a longer set are those of a shorter one with the same seed.
+    The first samples of a longer set are those of a shorter one with the same seed; ``first`` of them
+    are left out.
     """
-    velocity = _velocities(num_samples, cells, seed)
+    velocity = _velocities(first + num_samples, cells, seed)[first:]
     still = np.ones_like(velocity)
-    batch = _batch(num_samples, cells)
+    batch = batch_of(cells)
     with jax.enable_x64(True):
         initial = np.asarray(_conserved(jnp.asarray(np.stack([still, velocity, still]))))
-        jax.block_until_ready(_evolve(jnp.asarray(initial[:, :batch]), 0.0))
-        parts = []
-        start = time.process_time()
-        for first in range(0, num_samples, batch):
-            # The last batch is filled up with samples that are thrown away.
-            chosen = np.arange(first, first + batch) % num_samples
-            solved = np.asarray(_evolve(jnp.asarray(initial[:, chosen]), FINAL_TIME))
-            parts.append(_averages(solved, POINTS)[:, : num_samples - first])
-        seconds = (time.process_time() - start) / (len(parts) * batch)
+        # The last batch is filled up with samples that are thrown away.
+        batches = [
+            initial[:, np.arange(start, start + batch) % num_samples]
+            for start in range(0, num_samples, batch)
+        ]
+        jax.block_until_ready(_evolve(jnp.asarray(batches[0]), 0.0))
+        begun = time.process_time()
+        parts = [
+            _averages(np.asarray(_evolve(jnp.asarray(x), FINAL_TIME)), POINTS) for x in batches
+        ]
+        seconds = (time.process_time() - begun) / (len(batches) * batch)
+    inputs = _averages(_velocities(first + num_samples, REFERENCE_CELLS, seed)[first:], POINTS)
+    outputs = np.concatenate(parts, axis=1)[:, :num_samples]
     return GasData(
-        _averages(_velocities(num_samples, REFERENCE_CELLS, seed), POINTS)[..., None].astype(
-            np.float32
-        ),
-        np.moveaxis(np.concatenate(parts, axis=1), 0, -1).astype(np.float32),
+        inputs[..., None].astype(np.float32),
+        np.moveaxis(outputs, 0, -1).astype(np.float32),
         seconds,
     )
 
 
-def solve(num_samples: int, cells: int, seed: int) -> GasData:
-    """The same, kept in the cache with its cost."""
+def _block(num_samples: int, cells: int, seed: int, first: int) -> GasData:
+    """Samples kept in the cache with their cost."""
 
     def compute() -> dict[str, np.ndarray]:
-        found = computed(num_samples, cells, seed)
+        found = computed(num_samples, cells, seed, first)
         return {
             "inputs": found.inputs,
             "outputs": found.outputs,
             "seconds": np.asarray(found.seconds),
         }
 
-    parameters = {"version": 1, "num_samples": num_samples, "cells": cells, "seed": seed}
+    parameters = {
+        "version": 2,
+        "first": first,
+        "num_samples": num_samples,
+        "cells": cells,
+        "seed": seed,
+    }
     found = cached_arrays("gas", parameters, compute)
     return GasData(found["inputs"], found["outputs"], float(found["seconds"]))
+
+
+def solve(num_samples: int, cells: int, seed: int) -> GasData:
+    """The same as `computed`, kept in the cache in blocks, so that a set can be made longer."""
+    counts = [min(BLOCK, num_samples - first) for first in range(0, num_samples, BLOCK)]
+    blocks = [_block(count, cells, seed, BLOCK * i) for i, count in enumerate(counts)]
+    return GasData(
+        np.concatenate([block.inputs for block in blocks]),
+        np.concatenate([block.outputs for block in blocks]),
+        float(np.average([block.seconds for block in blocks], weights=counts)),
+    )

@@ -41,6 +41,18 @@ def test_a_sample_does_not_depend_on_its_batch_and_grids_share_their_inputs():
     np.testing.assert_array_equal(many.inputs, finer.inputs)
 
 
+def test_a_longer_set_begins_with_a_shorter_one_and_is_kept_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPIFEX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(gas_dynamics, "BLOCK", 4)
+    whole = gas_dynamics.computed(6, 128, 3)
+    kept = [gas_dynamics.solve(count, 128, 3) for count in (4, 6)]
+    assert len(list(tmp_path.iterdir())) == 2
+    for data in kept:
+        np.testing.assert_array_equal(data.inputs, whole.inputs[: len(data.inputs)])
+        np.testing.assert_allclose(data.outputs, whole.outputs[: len(data.outputs)], atol=1e-6)
+        assert data.seconds > 0
+
+
 def test_finer_grids_are_closer_to_each_other():
     coarse, middle, fine = (gas_dynamics.computed(4, n, 1).outputs for n in (128, 256, 512))
     assert np.linalg.norm(middle - fine) < 0.7 * np.linalg.norm(coarse - middle)
