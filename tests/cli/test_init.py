@@ -167,8 +167,13 @@ def test_advice_is_lines_for_the_configuration(command):
     command.write(DATA + "hierarchy: {modes: 8, width: 2, layers: 1}\n")
     output = command("advise", "config.yaml", "--budget", "50")
     advice = yaml.safe_load(output.split("# for config.yaml:")[1])
-    assert advice["hierarchy"]["sizes"][-1] == [8]
+    (size,) = advice["hierarchy"]["sizes"][-1]
+    assert 1 <= size <= 8
+    assert ("restrict the fields" in output) == (size < 8)
     assert len(advice["epochs"]) == len(advice["hierarchy"]["sizes"])
+    # No grid but the file's own holds everything.
+    strict = command("advise", "config.yaml", "--error", "1e-7", "--seconds", "2")
+    assert yaml.safe_load(strict.split("# for config.yaml:")[1])["hierarchy"]["sizes"] == [[8]]
 
 
 def test_advice_on_trial_functions(command):
@@ -178,7 +183,9 @@ def test_advice_on_trial_functions(command):
     )
     output = command("advise", "config.yaml", "--budget", "50")
     advice = yaml.safe_load(output.split("# for config.yaml:")[1])
-    assert advice["hierarchy"]["sizes"][-1] == [32]
+    (width,) = advice["hierarchy"]["sizes"][-1]
+    assert 8 <= width <= 32
+    assert 32 <= advice["problem"]["interior_points"] <= 64
     assert "64 points" in output
 
 

@@ -17,13 +17,21 @@ from opifex.training.multilevel import recommend_schedule
 __all__ = ["advise"]
 
 
-def advise(settings: RunSettings, budget: int, console: Console) -> str:
-    """Propose levels and epochs for a configuration, and print the reasons.
+def advise(
+    settings: RunSettings,
+    budget: int,
+    console: Console,
+    target_error: float = 0.01,
+    seconds: float | None = None,
+) -> str:
+    """Propose levels and epochs for a configuration, or one network alone, and print the reasons.
 
     Args:
         settings: the configuration.
         budget: work units to spend.
         console: where to print.
+        target_error: relative error that is wanted, of operators.
+        seconds: processor seconds of the training, if they are known.
 
     Returns:
         YAML with what to change in the configuration.
@@ -56,12 +64,23 @@ def advise(settings: RunSettings, budget: int, console: Console) -> str:
                 num_points=given.interior_points if given else 1000,
                 optimizer=optimizer.smoother_at(0),
                 verbose=False,
+                target_error=target_error,
+                seconds=seconds,
             )
         except (TypeError, ValueError) as error:
             raise CommandError(str(error)) from error
     advice.print(console)
-    changes = {
+    changes: dict[str, Any] = {
         "hierarchy": {"sizes": [list(size) for size in advice.sizes]},
         "epochs": [advice.config.epochs(level) for level in range(advice.config.num_levels)],
     }
+    arrived = advice.shapes[-1]
+    if isinstance(task, ProblemTask):
+        changes["problem"] = {"interior_points": arrived[0]}
+    elif arrived != tuple(task.inputs.shape[1:-1]):
+        # A configuration trains its finest level on the fields of the file.
+        console.print(
+            f"- the proposed grid is coarser than that of the file: restrict the fields to "
+            f"{list(arrived)} points before (opifex.training.multilevel.restrict_field)"
+        )
     return dump_yaml(changes)

@@ -252,6 +252,15 @@ def advise(
     budget: Annotated[
         int, typer.Option(help="Work units to spend: steps of the finest level.", min=1)
     ] = 1000,
+    error: Annotated[
+        float, typer.Option(help="Relative error that is wanted, of operators.")
+    ] = 0.01,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Processor seconds of the training; measuring takes at most 5 % of them."
+        ),
+    ] = None,
 ) -> None:
     """Propose levels and epochs by measurement, with reasons, as lines for the configuration."""
     from opifex.cli.advice import advise as advise_settings
@@ -259,7 +268,13 @@ def advise(
 
     with _errors_for_people():
         settings, _ = load_settings(config)
-        changes = advise_settings(settings, budget, Console(highlight=False, soft_wrap=True))
+        changes = advise_settings(
+            settings,
+            budget,
+            Console(highlight=False, soft_wrap=True),
+            error,
+            seconds,
+        )
         _say("", f"# for {config}:", changes.rstrip())
 
 

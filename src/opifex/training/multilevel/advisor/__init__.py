@@ -1,0 +1,338 @@
+r"""A proposal of levels, factors and epochs, made from measurements, or of one network alone.
+
+Most trainings that are short are served best by *one* network, and mostly not by the finest. The
+questions are answered in turn, and the answers are printed with their reasons:
+
+1. *Which level can hold the solution?* For operators: the output fields go to a level's grid and
+   back; what is lost must be at most half of the error that is wanted, and the modes of a level must
+   hold all but ``coarsest_error`` of the energy. For networks: the spectrum of the equation's
+   residual for the zero function (the source and the conditions), each significant frequency per axis
+   asking for two units of width. The coarsest such level is the one to arrive at.
+2. *What does a step cost on each level?* Counted from the sizes; where the allowance permits, the
+   operations of the traced step are counted, or compiled steps are timed.
+3. *Is a finer level better even so?* Where the training is long, a few per cent of it are a race of
+   the levels. For shorter ones it is left out.
+4. *Do coarser levels before it pay?* They save at most half of its steps; against that stand the
+   compilation of one more program and the transition.
+
+All measurements together stay below ``max_share`` of the training. With a least-squares solver the
+answer for networks is the finest alone: see `recommend_schedule`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optax
+from flax import nnx
+
+from opifex.core.checks import check_choice, check_fraction, check_positive, check_positive_int
+from opifex.models import FNO, MLP, MultiscaleMLP, TrialFunction
+from opifex.problems import Problem
+from opifex.training.loop import as_arrays
+from opifex.training.loop import steps_per_epoch as loop_steps
+from opifex.training.multilevel.advisor.candidates import (
+    Candidate,
+    network_candidates,
+    operator_candidates,
+    operator_loss,
+    problem_loss,
+)
+from opifex.training.multilevel.advisor.probes import Allowance, Probe, count_step, race
+from opifex.training.multilevel.advisor.schedule import ScheduleAdvice, choose_levels, shares_of
+from opifex.training.multilevel.advisor.spectrum import spectral_tail
+from opifex.training.multilevel.config import MultilevelConfig
+from opifex.training.smoother import LeastSquaresSmoother, Smoother, as_smoother
+
+__all__ = ["ScheduleAdvice", "recommend_schedule", "spectral_tail"]
+
+ESTIMATED = "estimated from points and parameters, since timing would take too much"
+
+
+def _product_speed() -> float:
+    """Multiplications and additions per processor second of a product of matrices."""
+    matrix = np.ones((256, 256), np.float32)
+    times = []
+    for _ in range(3):
+        clock = time.process_time()
+        for _ in range(4):
+            matrix = matrix @ matrix * 0.0
+        times.append(time.process_time() - clock)
+    return 4 * 2 * 256**3 / max(min(times), 1e-4)
+
+
+def _least_seconds(finest: Candidate, samples: int, budget: int) -> float:
+    """What a budget takes at the very least: forward and backward at the speed of a matrix product."""
+    return budget * 6 * finest.work * samples / _product_speed()
+
+
+def _models(finest_model: Any) -> list[Any]:
+    return [finest_model] if isinstance(finest_model, nnx.Module) else list(finest_model)
+
+
+def _check_kinds(source: Any, models: Sequence[Any]) -> str:
+    inner = [m.network if isinstance(m, TrialFunction) else m for m in models]
+    if isinstance(source, Problem) and inner:
+        allowed = (MLP,) if len(inner) == 1 else (MLP, MultiscaleMLP)
+        if all(isinstance(model, allowed) for model in inner):
+            return "networks"
+    pair = isinstance(source, tuple | list) and len(source) == 2
+    if pair and inner and all(isinstance(model, FNO) for model in models):
+        return "operators"
+    raise TypeError(
+        "source and finest_model must be a Problem and an MLP (or a trial function around one), or "
+        "(inputs, outputs) and an FNO; or a hierarchy of such models, coarsest first, where networks "
+        f"may be MultiscaleMLP, too; got {type(source).__name__} and "
+        f"{[type(model).__name__ for model in models]}"
+    )
+
+
+class _Costs:
+    """Costs of a step, as exactly as the allowance permits."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        allowance: Allowance,
+        options: tuple[Any, Smoother, int | None],
+        samples: int | None,
+    ) -> None:
+        self._candidates, self._allowance, self._options = candidates, allowance, options
+        self._samples = samples
+        self._probes: dict[int, Probe] = {}
+        self.seconds: dict[int, float] = {}
+
+    def probe(self, level: int) -> Probe:
+        """The traced step of a level."""
+        if level not in self._probes:
+            self._probes[level] = Probe(self._candidates[level], *self._options, self._allowance)
+        return self._probes[level]
+
+    def time(self, levels: Sequence[int]) -> None:
+        """Time levels, the cheapest first, as far as the allowance goes."""
+        for level in sorted(levels, key=lambda i: self._candidates[i].work):
+            if level in self.seconds:
+                continue
+            allowance = self._allowance
+            if not allowance.allows(allowance.trace_seconds + allowance.compilation):
+                return
+            self.seconds[level] = self.probe(level).step_seconds()
+
+    def relative(self, levels: Sequence[int]) -> tuple[list[float], str]:
+        """Costs of all levels over that of the finest; exact ones for the levels that matter."""
+        work = [candidate.work for candidate in self._candidates]
+        last = len(work) - 1
+        if set(levels) <= set(self.seconds) and last in self.seconds:
+            scale = self.seconds[last]
+            exact = [self.seconds.get(i, scale * work[i] / work[last]) for i in range(last + 1)]
+            return [cost / scale for cost in exact], "timed"
+        counts: dict[int, float] = {}
+        for level in dict.fromkeys([*levels, last]):
+            if not self._allowance.allows(1.5 * self._allowance.trace_seconds):
+                break
+            counts[level] = count_step(
+                self._candidates[level], self._options[0], self._samples, self._allowance
+            )
+        if all(counts.get(level) for level in [*levels, last]):
+            scale = counts[last]
+            exact = [counts.get(i, scale * work[i] / work[last]) for i in range(last + 1)]
+            return [cost / scale for cost in exact], "counted in operations"
+        return [cost / work[last] for cost in work], ESTIMATED
+
+
+def recommend_schedule(
+    source: Problem | tuple[Any, Any],
+    finest_model: nnx.Module | Sequence[nnx.Module],
+    budget: int,
+    *,
+    target_error: float = 0.01,
+    seconds: float | None = None,
+    max_share: float = 0.05,
+    factor: float = 2.0,
+    coarsest_error: float = 0.1,
+    max_cost_ratio: float = 0.7,
+    batch_size: int | None = None,
+    num_points: int | Sequence[int] = 1000,
+    shapes: Sequence[Sequence[int]] | None = None,
+    grid_kind: str | None = None,
+    optimizer: Any = None,
+    verbose: bool = True,
+) -> ScheduleAdvice:
+    """Propose levels, factors and epochs for a problem or data, or one network alone; say why.
+
+    Args:
+        source: a `Problem` for networks; or ``(inputs, outputs)`` of shape (samples, *spatial,
+            channels) for operators.
+        finest_model: the largest model that is considered: an `MLP` (or its trial function) or an
+            `FNO`, whose smaller relatives are considered, too; or all models to choose from, coarsest
+            first. Given models are not changed.
+        budget: work units to spend: steps of the finest model that would cost as much.
+        target_error: relative error that is wanted, for operators. For networks nothing tells cheaply
+            what error a width allows.
+        seconds: processor seconds that the training may take; by default a lower bound, the operations
+            of the budget at the speed of a product of matrices.
+        max_share: share of these seconds that measuring may take. Loading the data of the proposed
+            levels is not part of it.
+        factor: ratio of the sizes of neighbouring levels, above one.
+        coarsest_error: relative error that the coarsest level may leave.
+        max_cost_ratio: largest cost of a level's step relative to that of the next finer level.
+        batch_size: samples per step for operators; all samples by default.
+        num_points: interior collocation points, for problems: those of the finest model, or of each.
+        shapes: the grid of each model, for a hierarchy of operators; see `resolution_hierarchy`.
+        grid_kind: where grid points lie, for operators; by default where the model says.
+        optimizer: what is to train. With a least-squares solver (`LevenbergMarquardt` and the like)
+            a network gets no coarser levels: the finest alone ended with lower errors on every problem
+            that was measured, since the new units of a prolongated network have no slope in their
+            incoming weights, and second order keeps the valley in which the coarse level ended.
+        verbose: print the proposal.
+
+    Returns:
+        The proposal. Train by it with ``CascadeTrainer(advice.build(rngs), config=advice.config)``
+        and ``fit(loss_fn, advice.data)``; ``advice.alone`` says whether it is one network.
+
+    Raises:
+        TypeError: if model and source do not belong together, or an argument has the wrong type.
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from opifex.models import FNO
+        >>> from opifex.training.multilevel import recommend_schedule
+        >>> x = (np.arange(64) + 0.5) / 64
+        >>> wave = np.cos(2 * np.pi * x)[None, :, None].repeat(4, 0)
+        >>> advice = recommend_schedule(
+        ...     (wave, 2 * wave), FNO(16, 4, rngs=nnx.Rngs(0)), budget=100, verbose=False
+        ... )
+        >>> advice.alone, advice.sizes[0] < (16,)
+        (True, True)
+    """
+    check_positive_int("budget", budget)
+    if check_positive("factor", factor) <= 1:
+        raise ValueError(f"factor must be above 1, got {factor!r}")
+    for name, value in (
+        ("target_error", target_error),
+        ("max_share", max_share),
+        ("coarsest_error", coarsest_error),
+        ("max_cost_ratio", max_cost_ratio),
+    ):
+        check_fraction(name, value)
+    if seconds is not None:
+        check_positive("seconds", seconds)
+    points = [num_points] if isinstance(num_points, int) else list(num_points)
+    for count in points:
+        check_positive_int("num_points", count)
+    if grid_kind is not None:
+        check_choice("grid_kind", grid_kind, ["periodic", "cell", "vertex"])
+    began, models = time.process_time(), _models(finest_model)
+    kind = _check_kinds(source, models)
+    for name, given in (("num_points", points[1:] and points), ("shapes", shapes)):
+        if given and len(given) != len(models):
+            raise ValueError(
+                f"{name} must have one entry per model ({len(models)}), got {len(given)}"
+            )
+    smoother = as_smoother(optax.adam(1e-3) if optimizer is None else optimizer)
+    loss: Any
+    if isinstance(source, Problem):
+        candidates, reason = network_candidates(
+            models, source, points, factor=factor, coarsest_error=coarsest_error
+        )
+        loss, batch_size, samples = problem_loss(models[-1], source), None, None
+    else:
+        inputs, outputs = (np.asarray(part) for part in source)
+        candidates, reason = operator_candidates(
+            models,
+            inputs,
+            outputs,
+            shapes=shapes,
+            factor=factor,
+            coarsest_error=coarsest_error,
+            target_error=target_error,
+            grid_kind=grid_kind or models[-1].grid_kind,
+        )
+        loss, samples = operator_loss, batch_size or len(inputs)
+    reasons, finest = [reason], len(candidates) - 1
+    if seconds is None:
+        seconds = _least_seconds(candidates[-1], samples or 1, budget)
+    allowance = Allowance(max_share * seconds, began)
+    costs = _Costs(candidates, allowance, (loss, smoother, batch_size), samples)
+    if kind == "networks" and isinstance(smoother, LeastSquaresSmoother):
+        levels, relative = [finest], [1.0] * (finest + 1)
+        reasons = [
+            f"{type(smoother.solver).__name__} gets the finest network alone: from a prolongated "
+            "one it ended with larger errors on every problem that was measured"
+        ]
+    else:
+        last = next((i for i, level in enumerate(candidates) if level.adequate), finest)
+        held = [f"{level} ({level.known})" for level in candidates[: last + 1]]
+        enough = "what is wanted" if kind == "networks" else f"half of {target_error:.2g}"
+        reasons.append(
+            f"of {', '.join(held)} the last one is the coarsest that is good enough for {enough}"
+            if candidates[last].adequate
+            else f"no level is coarse and good enough for {enough}: {', '.join(held)}"
+        )
+        # Only levels that may be chosen are measured, finer ones for the race.
+        able = [i for i in range(last + 1) if candidates[i].usable or i == last]
+        costs.time([*able, *range(last + 1, finest + 1)])
+        rivals = {i: costs.seconds[i] for i in range(last, finest + 1) if i in costs.seconds}
+        won = race(candidates, rivals, costs.probe, allowance) if last in rivals else None
+        if won is not None:
+            last, told = won
+            reasons.append(f"{told}: {candidates[last]} is the one to arrive at")
+            able = [i for i in range(last + 1) if candidates[i].usable or i == last]
+        relative, how = costs.relative(able)
+        compile_seconds = allowance.compile_seconds
+        if compile_seconds is None and how != ESTIMATED:
+            compile_seconds = allowance.compilation
+        usable = [
+            level.usable and len(level.size) == len(candidates[last].size) for level in candidates
+        ]
+        levels, told_levels = choose_levels(
+            last,
+            usable,
+            relative,
+            seconds=seconds,
+            compile_seconds=compile_seconds,
+            max_cost_ratio=max_cost_ratio,
+        )
+        reasons += told_levels
+        shares = shares_of(len(levels))
+        reasons.append(
+            "time is shared as "
+            + ", ".join(f"{share:.0%}" for share in shares)
+            + " from coarse to fine; a step costs "
+            + ", ".join(f"{relative[level]:.2g}" for level in levels)
+            + f" of one of the finest model, {how}"
+        )
+    cost_seconds = allowance.spent
+    reasons.append(
+        f"measuring took {cost_seconds:.2g} s, {cost_seconds / seconds:.1%} of {seconds:.3g} s"
+    )
+    chosen = [candidates[i] for i in levels]
+    data = [level.data for level in chosen]
+    per_epoch = 1 if batch_size is None else loop_steps(as_arrays(data[-1]), batch_size)
+    epochs = [
+        max(1, math.floor(share * budget / relative[level] / per_epoch))
+        for share, level in zip(shares_of(len(levels)), levels, strict=True)
+    ]
+    timed = all(level in costs.seconds for level in levels)
+    advice = ScheduleAdvice(
+        sizes=tuple(level.size for level in chosen),
+        shapes=tuple(level.shape for level in chosen),
+        relative_cost=tuple(relative[level] for level in levels),
+        step_seconds=tuple(costs.seconds[level] for level in levels) if timed else (),
+        config=MultilevelConfig(
+            num_levels=len(levels), coarsening_factor=1 / factor, level_epochs=epochs
+        ),
+        data=data,
+        reasons=tuple(reasons),
+        cost_seconds=cost_seconds,
+        _builders=tuple(level.build for level in chosen),
+    )
+    if verbose:
+        advice.print()
+    return advice

@@ -1,0 +1,154 @@
+"""The proposal, and the rule by which levels are chosen from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+from rich.console import Console
+
+from opifex.training.multilevel.config import MultilevelConfig
+
+__all__ = ["ScheduleAdvice", "choose_levels", "shares_of"]
+
+OVERHEAD = 2.0
+"""A further level costs the compilation of its program and about as much again for the transfer."""
+
+SAFETY = 2.0
+"""A further level has to save so many times what it costs: coarse steps are not worth as much as fine
+ones, and the budget is an upper bound."""
+
+
+@dataclass(frozen=True)
+class ScheduleAdvice:
+    """What `recommend_schedule` proposes.
+
+    Attributes:
+        sizes: modes per axis (operators) or hidden widths (networks) of each level, coarsest first.
+        shapes: grid of each level, for operators; otherwise the number of interior points.
+        relative_cost: cost of a step of each level over that of the finest model.
+        step_seconds: measured processor seconds of one step of each level; empty where timing would
+            have cost too much.
+        config: levels and epochs, for `CascadeTrainer`.
+        data: training data of each level, the second argument of `CascadeTrainer.fit`.
+        reasons: one sentence per decision.
+        cost_seconds: processor seconds that the measurements took.
+    """
+
+    sizes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    relative_cost: tuple[float, ...]
+    step_seconds: tuple[float, ...]
+    config: MultilevelConfig
+    data: list[tuple[Any, ...]]
+    reasons: tuple[str, ...]
+    cost_seconds: float
+    _builders: tuple[Callable[[nnx.Rngs], nnx.Module], ...]
+
+    @property
+    def alone(self) -> bool:
+        """Whether the advice is one network and no coarser levels."""
+        return len(self.sizes) == 1
+
+    def build(self, rngs: nnx.Rngs) -> list[nnx.Module]:
+        """Models of the proposed sizes, coarsest first: those that were given, all others new.
+
+        Args:
+            rngs: random streams for the new models.
+
+        Returns:
+            One model per level.
+        """
+        return [build(rngs) for build in self._builders]
+
+    def print(self, console: Console | None = None) -> None:
+        """Print levels, epochs and reasons."""
+        out = console or Console()
+        if self.alone:
+            out.print("levels: none, one network alone")
+        for reason in self.reasons:
+            out.print(f"- {reason}")
+        rows = zip(self.sizes, self.shapes, self.relative_cost, strict=True)
+        for level, (size, shape, cost) in enumerate(rows):
+            timed = (
+                f"{1000 * self.step_seconds[level]:.2f} ms per step"
+                if self.step_seconds
+                else f"{cost:.2f} of a step of the finest model"
+            )
+            out.print(
+                f"level {level}: size {list(size)}, data {list(shape)}, {timed}, "
+                f"{self.config.epochs(level)} epochs"
+            )
+
+
+def shares_of(levels: int) -> list[float]:
+    """Shares of the budget, coarsest first: half for the finest, half of the rest for the next.
+
+    Example:
+        >>> shares_of(3)
+        [0.25, 0.25, 0.5]
+    """
+    shares = [0.5**position for position in range(1, levels)]
+    return [*shares, 1.0 - sum(shares)][::-1]
+
+
+def choose_levels(
+    last: int,
+    usable: Sequence[bool],
+    costs: Sequence[float],
+    *,
+    seconds: float,
+    compile_seconds: float | None,
+    max_cost_ratio: float,
+) -> tuple[list[int], list[str]]:
+    """The level to arrive at alone, or coarser ones before it where they save more than they cost.
+
+    Args:
+        last: the level to arrive at.
+        usable: of each level, whether training may start there.
+        costs: of a step of each level, in any unit.
+        seconds: of training.
+        compile_seconds: of one program; ``None`` where nothing is known.
+        max_cost_ratio: largest cost of a level's step relative to that of the next finer level.
+
+    Returns:
+        Levels, coarsest first, and sentences.
+
+    Example:
+        >>> choose_levels(1, [True, True], [0.1, 1.0], seconds=600.0, compile_seconds=3.0,
+        ...     max_cost_ratio=0.7)[0]
+        [0, 1]
+        >>> choose_levels(1, [True, True], [0.1, 1.0], seconds=20.0, compile_seconds=3.0,
+        ...     max_cost_ratio=0.7)[0]
+        [1]
+    """
+    levels, reasons, share = [last], [], 0.5
+    for coarse in range(last - 1, -1, -1):
+        if not usable[coarse]:
+            continue
+        ratio = costs[coarse] / costs[levels[0]]
+        if ratio > max_cost_ratio:
+            reasons.append(
+                f"level {coarse} is left out: its step costs {ratio:.2f} of one of the next finer level"
+            )
+            continue
+        if compile_seconds is None:
+            reasons.append(
+                f"level {coarse} is left out: the training is too short to measure what a transition "
+                "costs, so that it will hardly pay"
+            )
+            break
+        saved = seconds * share * (costs[levels[0]] - costs[coarse]) / costs[last]
+        price = OVERHEAD * compile_seconds
+        pays = saved >= SAFETY * price
+        reasons.append(
+            f"level {coarse} {'comes before' if pays else 'is left out'}: it saves at most "
+            f"{saved:.2g} s of {seconds:.3g} s, and a transition costs about {price:.2g} s"
+        )
+        if not pays:
+            break
+        levels.insert(0, coarse)
+        share /= 2
+    return levels, reasons
