@@ -308,9 +308,36 @@ def sample_cost_rows(results: Results) -> list[dict[str, Any]]:
     ]
 
 
+def sample_cost_seconds(results: Results) -> list[dict[str, Any]]:
+    """Where the seconds of each side go, medians over the seeds, one row per target and side."""
+    found = []
+    for race in results["races"]:
+        for side in ("single", "corrected"):
+            runs = [run[side] for run in race["runs"]]
+            parts = {
+                name: median([run["parts"][name] for run in runs]) for name in runs[0]["parts"]
+            }
+            trained = [run["training_seconds"] or run["all_training_seconds"] for run in runs]
+            found.append(
+                {
+                    "target error": race["target"],
+                    "side": side,
+                    **{
+                        f"{name}, s": parts.get(name)
+                        for name in ("solving", "solver's compilation", "corrections")
+                    },
+                    "training with compilation, s": median(trained),
+                    "seeds that reached the target": sum(
+                        run["seconds"] is not None for run in runs
+                    ),
+                }
+            )
+    return found
+
+
 def sample_cost(results: Results) -> str:
     """The summary, every seed with its corrections, and what every entry of the tuning ended with."""
-    parts = [table(sample_cost_rows(results))]
+    parts = [table(sample_cost_rows(results)), table(sample_cost_seconds(results))]
     for race in results["races"]:
         rows = [
             {
