@@ -323,7 +323,7 @@ def sample_cost_seconds(results: Results) -> list[dict[str, Any]]:
                     "target error": race["target"],
                     "side": side,
                     **{
-                        f"{name}, s": parts.get(name)
+                        f"{name}, s": parts.get(name, 0.0)
                         for name in ("solving", "solver's compilation", "corrections")
                     },
                     "training with compilation, s": median(trained),
