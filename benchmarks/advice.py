@@ -182,18 +182,22 @@ def tuned_rows(course: Course, results: dict[str, Any]) -> list[Row]:
 
 
 def main() -> None:
-    """Ask on every race, print and write."""
+    """Ask on the chosen races, print, and write the rows of all."""
     options = parser(__doc__)
     options.set_defaults(seeds=[0, 1, 2])
-    options.add_argument("--races", nargs="+", choices=sorted(RACES), default=None)
+    options.add_argument("--races", nargs="+", choices=sorted(RACES), default=list(RACES))
     given = options.parse_args()
     grids = (read_results(GRID) or {"races": {}})["races"]
-    rows = [row for name in given.races or grids for row in judged(name, grids[name], given.seeds)]
+    old = (read_results("advice") or {"rows": []})["rows"]
+    rows = [row for row in old if row["race"] not in given.races]
+    for name in given.races:
+        grid = grids.get(name) or tuned_rows(RACES[name], read_results(name) or {})
+        rows += judged(name, grid, given.seeds)
+    rows.sort(key=lambda row: list(RACES).index(row["race"]))
     result = summary(rows)
     for row in result:
         CONSOLE.print(row)
-    if given.races is None:
-        write_results("advice", rows=rows, summary=result)
+    write_results("advice", rows=rows, summary=result)
 
 
 if __name__ == "__main__":

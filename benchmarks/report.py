@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md, and the measured blocks of README and docs, from the last results.
+"""Write docs/measurements.md, and the measured blocks of README and docs, from the last results.
 
 A block begins with ``<!-- measured: NAME -->`` and ends with ``<!-- /measured -->``; what is between is
 written here. ``--check`` writes nothing and fails where a page is not what the results say.
@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import choices
+import gains
 from common import RESULTS, read_results
 from sections import SECTIONS, STALE
 from tables import ONE_RATE, Results, middle, origin, pinnacle_rows, plain, race_rows, table
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "measurements.md"
+# Figures that are drawn from the results.
+DRAWN = "decision", "trials", "grid_growth", "sample_cost"
 FIGURES = ROOT / "scripts" / "docs_figures.py"
 
-RULES = """# Benchmarks
+RULES = """# All measurements
 
 Every section is one command under `benchmarks/`, run from the root of the project; `taskset -c 0` in
 front of it keeps it on one core, as all of these were. `benchmarks/results/` holds the last results,
@@ -162,6 +165,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         pinnacle_rows,
     ),
     "choices": lambda: table(choices.rows()),
+    "gains": lambda: table(gains.rows()),
     "one-rate": chosen("one_rate", ONE_RATE),
     "rate-curves": lambda: table((read_results("one_rate") or {"curves": [{}]})["curves"]),
     "transitions": chosen(
@@ -207,7 +211,7 @@ def main() -> None:
         if not check:
             path.write_text(text, encoding="utf-8")
     if not check:
-        subprocess.run([sys.executable, FIGURES, "decision"], check=True)
+        subprocess.run([sys.executable, FIGURES, *DRAWN], check=True)
     if check and stale:
         raise SystemExit(f"not what the results say: {', '.join(stale)}; run benchmarks/report.py")
 

@@ -125,6 +125,23 @@ def races(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def advice(results: Results) -> str:
+    """What was proposed and how right it was; a proposal that the grid does not hold is not judged."""
+    rows = [
+        row | {"advice / best": row["advice / best"] or "not in the grid"}
+        for row in results["summary"]
+    ]
+    return table(rows)
+
+
+def races_by_grid(results: Results) -> str:
+    """Races of several finest grids, one after the other."""
+    return "\n\n".join(
+        f"### Finest grid {grid} x {grid}\n\n{races(race)}"
+        for grid, race in results["races"].items()
+    )
+
+
 def plain(*columns: str) -> Callable[[Results], str]:
     """The rows of a result, without nested columns."""
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import gains  # noqa: E402
 from choices import Choice, choices  # noqa: E402
 from opifex.models import MLP  # noqa: E402
 from opifex.training.multilevel import (  # noqa: E402
@@ -183,7 +184,79 @@ def draw_choice(axes: Axes, y: float, choice: Choice, *, last: bool) -> None:
         axes.text(4.75, y + 0.08 - 0.15 * line, text, va="center", fontsize=7.6, color="#333333")
 
 
+def scatter(axes: Axes, trials: list[tuple[str, float, float]], ours: str) -> None:
+    """Errors over seconds of single networks and of our side, and what no single network beats."""
+    single = [(seconds, error) for side, seconds, error in trials if side != ours]
+    hierarchy = [(seconds, error) for side, seconds, error in trials if side == ours]
+    best = np.array(gains.envelope(single))
+    axes.step(best[:, 0], best[:, 1], where="post", color=BLUE, linewidth=1.0)
+    axes.plot(*np.array(single).T, "o", color=BLUE, markersize=3.5, label="single networks")
+    axes.plot(*np.array(hierarchy).T, "^", color=ORANGE, markersize=4.5, label="hierarchies")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.tick_params(labelsize=7, which="both")
+    axes.set_xlabel("seconds", fontsize=8)
+    axes.set_ylabel("error", fontsize=8)
+
+
+def trials() -> Figure:
+    """What every network and every cascade of the tuning ended with, and when."""
+    found = gains.trials()
+    columns = 3
+    count = -(-len(found) // columns)
+    figure = Figure(figsize=(8.4, 2.3 * count), layout="constrained")
+    panels = np.ravel(figure.subplots(count, columns, squeeze=False))
+    for axes in panels[len(found) :]:
+        axes.set_visible(False)
+    for axes, (problem, entries) in zip(panels, found.items(), strict=False):
+        scatter(axes, entries, "cascade")
+        axes.set_title(problem, fontsize=8.5)
+    panels[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def grid_growth() -> Figure:
+    """Seconds to the target and their ratio over the finest grid."""
+    races = gains.by_grid()
+    grids = list(races)
+    low = {grid: gains.of_race("", race) for grid, race in races.items()}
+    figure = Figure(figsize=(7.4, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for label, colour, values in (
+        ("best single network", BLUE, [low[grid].single for grid in grids]),
+        ("cascade", ORANGE, [low[grid].ours for grid in grids]),
+    ):
+        seconds = [np.nan if value is None else value for value in values]
+        left.loglog(grids, seconds, "o-", color=colour, label=label)
+    left.set_ylabel("seconds to the target")
+    left.legend(fontsize=9, frameon=False)
+    middle = np.array([low[grid].ratio["median"] or np.nan for grid in grids])
+    lower = np.array([low[grid].ratio["lower_quartile"] or np.nan for grid in grids])
+    right.errorbar(grids, middle, (middle - lower, 0 * middle), fmt="o-", color=GREEN, capsize=3)
+    right.axhline(1.0, color=GREY, linewidth=0.8)
+    right.set_xscale("log")
+    right.set_ylim(bottom=0.0)
+    right.set_ylabel("single / cascade")
+    for axes in (left, right):
+        axes.set_xlabel("points of the finest grid along an axis")
+        axes.set_xticks(grids, [str(grid) for grid in grids])
+        axes.minorticks_off()
+    return figure
+
+
+def sample_cost() -> Figure:
+    """Errors over seconds, solving the samples included."""
+    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    scatter(axes, gains.samples(), "corrected")
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
 DRAWN: dict[str, Callable[[], Figure]] = {
+    "trials": trials,
+    "grid_growth": grid_growth,
+    "sample_cost": sample_cost,
     "levels": levels,
     "transfer": transfer,
     "cycles": cycles,

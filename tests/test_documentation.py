@@ -9,16 +9,22 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 SLOW = {
+    "docs/data_files.md",
+    "docs/methods/adaptive_sampling.md",
     "docs/methods/full_multigrid.md",
     "docs/methods/levenberg_marquardt.md",
+    "docs/methods/loss_balancing.md",
     "docs/methods/natural_gradient.md",
+    "docs/methods/one_rate.md",
     "docs/methods/random_features.md",
+    "docs/methods/self_scaled_broyden.md",
     "docs/methods/time_slabs.md",
     "docs/pictures.md",
     "docs/tutorials/burgers_operator.md",
     "docs/tutorials/darcy.md",
     "docs/tutorials/inverse.md",
     "docs/tutorials/own_equation.md",
+    "docs/tutorials/resuming.md",
     "docs/your_equation.md",
 }
 """Documents that run on request: with all of them the default tests would take a minute more."""

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-GENERATED = ("docs/benchmarks.md", "docs/testing.md")  # the latter says where tests were run
+GENERATED = ("docs/measurements.md", "docs/testing.md")  # the latter says where tests were run
 PROSE = [
     "README.md",
     *sorted(

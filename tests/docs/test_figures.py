@@ -26,7 +26,10 @@ def texts(path):
     return re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["levels", "transfer", "cycles", "decision"])
+DRAWN = ["levels", "transfer", "cycles", "decision", "trials", "grid_growth", "sample_cost"]
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_says_what_it_would_say_if_drawn_now(figures, tmp_path, name):
     drawn = texts(figures.draw(name, tmp_path))
     assert drawn

@@ -1,0 +1,161 @@
+"""How the gain of a cascade grows with the grid: Darcy flow through a medium of three phases.
+
+Every cell of the finest grid has one of three permeabilities, drawn independently of its neighbours;
+how probable each one is varies smoothly. The pressure is smooth, but depends on the shares of the
+phases. The medium has its scale in the cells of the finest grid, so that finer grids are other problems
+of the same kind. It was chosen to see whether fine grids are needed where the input lives on them: the
+cells of a coarse grid hold means, which tell less and less of the phases.
+
+The rules are those of `race.py`, once for each finest grid. A network may be used on any grid that
+carries its modes: its error is the lowest over them, where inputs are restricted and outputs
+interpolated by cubics. Budgets grow with the number of cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from common import parser, read_results, write_results
+from operator_time_to_accuracy import OperatorCourse
+from opifex.core.metrics import relative_l2
+from opifex.data import OperatorData, gaussian_random_field, solve_darcy
+from opifex.data.cache import cached_arrays
+from opifex.training.multilevel import restrict_field
+from race import Metric, Plan, race
+
+PERMEABILITIES = 1.0, 5.0, 25.0
+# Standard deviation of the logarithms of the probabilities' ratios.
+DEVIATION = 1.5
+RATES = (5e-3, 1e-2, 2e-2)
+
+
+def three_phases(samples: int, resolution: int) -> np.ndarray:
+    """Permeabilities of shape (samples, resolution, resolution)."""
+    logarithms = []
+    for seed in (0, 1):
+        field = gaussian_random_field(
+            samples,
+            (resolution, resolution),
+            smoothness=3.0,
+            inverse_length=6.0,
+            boundary="neumann",
+            modes=12,
+            random_mean=False,
+            seed=seed,
+        )
+        logarithms.append(DEVIATION * field / np.sqrt(np.mean(field**2)))
+    odds = np.exp(np.stack([*logarithms, np.zeros_like(logarithms[0])]))
+    first, second, _ = odds / np.sum(odds, axis=0)
+    drawn = np.random.default_rng(0).random(first.shape)
+    phase = np.where(drawn < first, 0, np.where(drawn < first + second, 1, 2))
+    return np.asarray(PERMEABILITIES)[phase]
+
+
+def flow(samples: int, resolution: int) -> OperatorData:
+    """Permeabilities and pressures."""
+
+    def compute() -> dict[str, np.ndarray]:
+        permeability = three_phases(samples, resolution)
+        pressure = np.stack([solve_darcy(a) for a in permeability])
+        return {
+            "inputs": permeability[..., None].astype(np.float32),
+            "outputs": pressure[..., None].astype(np.float32),
+        }
+
+    parameters = {"version": 1, "samples": samples, "resolution": resolution}
+    return OperatorData(**cached_arrays("three-phases", parameters, compute))
+
+
+class MediumCourse(OperatorCourse):
+    """Networks that are judged on the grid on which they do best."""
+
+    def metric(self, which: str) -> Metric:
+        """The lowest error over all grids that carry the modes of the network."""
+        data = (
+            self.part(self.train + self.validation, self.test)
+            if which == "test"
+            else self.part(self.train, self.validation)
+        )
+        parts = max(1, len(data.inputs) // 10)
+
+        def in_parts(fields: np.ndarray) -> jax.Array:
+            return jnp.asarray(np.stack(np.array_split(fields, parts)))
+
+        outputs = in_parts(data.outputs)
+        inputs = [
+            in_parts(restrict_field(data.inputs, shape, grid_kind=self.grid_kind))
+            for shape in self.shapes
+        ]
+
+        def error(model: Any) -> Any:
+            graph, state = nnx.split(model)
+
+            def of_part(pair: tuple[Any, Any]) -> Any:
+                fields = self.output_scale.denormalize(nnx.merge(graph, state)(pair[0]))
+                fine = jax.image.resize(fields, pair[1].shape, "cubic")
+                return relative_l2(fine, pair[1])
+
+            found = [
+                jnp.mean(jax.lax.map(of_part, (coarse, outputs)))
+                for coarse, shape in zip(inputs, self.shapes, strict=True)
+                if shape[0] >= 2 * max(model.modes) - 1
+            ]
+            return jnp.min(jnp.stack(found))
+
+        return error
+
+    __hash__ = object.__hash__
+
+
+def course(resolution: int) -> MediumCourse:
+    """The finest grid, a half and a quarter of it."""
+    shares = (0.35, 0.35, 0.3)
+    return MediumCourse(
+        f"grid_growth_{resolution}",
+        lambda samples: flow(samples, resolution),
+        train=500,
+        validation=50,
+        test=100,
+        modes=(4, 8, 8),
+        shapes=tuple((resolution // k,) * 2 for k in (4, 2, 1)),
+        grid_kind="cell",
+        cascades=(
+            Plan((0, 1), (0.4, 0.6), (1.0, 1.0)),
+            Plan((0, 1, 2), shares, (1.0, 1.0, 0.5)),
+            Plan((1, 2), (0.7, 0.3), (1.0, 0.5)),
+        ),
+        rates=RATES,
+        budget=120.0 * (resolution / 128) ** 2,
+        width=16,
+        batch_size=8,
+        square_symmetries=True,
+    )
+
+
+def main() -> None:
+    """All chosen grids."""
+    options = parser(__doc__)
+    options.add_argument("--grids", type=int, nargs="+", default=[64, 128])
+    options.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    options.add_argument("--budget", type=float, help="processor seconds on 128 x 128")
+    options.add_argument("--keep", action="store_true", help="keep results of other grids")
+    given = options.parse_args()
+    old = (read_results("grid_growth") or {"races": {}})["races"] if given.keep else {}
+    races = {grid: found for grid, found in old.items() if int(grid) not in given.grids}
+    for resolution in given.grids:
+        chosen = replace(course(resolution), rates=given.rates)
+        if given.budget is not None:
+            chosen = replace(chosen, budget=given.budget * (resolution / 128) ** 2)
+        races[str(resolution)] = race(chosen, given.seeds)
+        races = dict(sorted(races.items(), key=lambda item: int(item[0])))
+        write_results("grid_growth", races=races)
+
+
+if __name__ == "__main__":
+    main()
