@@ -180,13 +180,17 @@ def with_blocks(text: str) -> str:
 
     Raises:
         KeyError: if a block has an unknown name.
+        ValueError: if a block does not end, or has no line between its first and its last.
     """
-    return re.sub(
+    made, count = re.subn(
         r"(<!-- measured: ([\w-]+) -->\n).*?(\n<!-- /measured -->)",
         lambda found: found[1] + BLOCKS[found[2]]() + found[3],
         text,
         flags=re.DOTALL,
     )
+    if count != text.count("<!-- measured:"):
+        raise ValueError("a measured block must hold a line and end with <!-- /measured -->")
+    return made
 
 
 def pages() -> dict[Path, str]:

@@ -108,13 +108,6 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         advice,
     ),
     (
-        "unseen_grid",
-        "Grids that no training has seen",
-        "Darcy's operator with two phases, trained on grids up to 16 x 16 in four ways for equal "
-        "seconds; medians over the seeds. Rates are tuned on the grid that training knows.",
-        plain("training", "rate", *(f"error on {n} x {n}" for n in (8, 16, 32, 64))),
-    ),
-    (
         "overhead",
         "Overhead of the loop",
         "Against a bare hand-written `jit(scan)`. Goal: at most 1.05.",

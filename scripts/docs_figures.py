@@ -18,6 +18,7 @@ from flax import nnx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -229,6 +230,7 @@ def grid_growth() -> Figure:
         seconds = [np.nan if value is None else value for value in values]
         left.loglog(grids, seconds, "o-", color=colour, label=label)
     left.set_ylabel("seconds to the target")
+    left.yaxis.set_minor_formatter(ScalarFormatter())
     left.legend(fontsize=9, frameon=False)
     middle = np.array([low[grid].ratio["median"] or np.nan for grid in grids])
     lower = np.array([low[grid].ratio["lower_quartile"] or np.nan for grid in grids])
@@ -240,7 +242,7 @@ def grid_growth() -> Figure:
     for axes in (left, right):
         axes.set_xlabel("points of the finest grid along an axis")
         axes.set_xticks(grids, [str(grid) for grid in grids])
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
     return figure
 
 
