@@ -94,7 +94,13 @@ class Candidate:
 
 
 def resized(finest: nnx.Module, size: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
-    """A model like another one, of another size."""
+    """A model like another one, of another size.
+
+    Args:
+        finest: the model to be like: a trial function, an `MLP` or an `FNO`.
+        size: hidden widths, or modes per axis.
+        rngs: random streams of the new parameters.
+    """
     if isinstance(finest, TrialFunction):
         functions = {"offset": finest.offset, "factor": finest.factor, "embed": finest.embed}
         inner: Any = finest.network

@@ -66,7 +66,14 @@ class Allowance:
 
 
 def count_step(candidate: Candidate, loss: Any, samples: int | None, allowance: Allowance) -> float:
-    """Floating-point operations of a gradient, from shapes alone; zero where they cannot be counted."""
+    """Floating-point operations of a gradient, from shapes alone; zero where they cannot be counted.
+
+    Args:
+        candidate: the level.
+        loss: what is trained.
+        samples: of a step; all by default.
+        allowance: learns what tracing cost.
+    """
     began = time.process_time()
     graphdef, params, rest = candidate.parts
     data: Any = jax.eval_shape(lambda: as_arrays(candidate.load(slice(1))))

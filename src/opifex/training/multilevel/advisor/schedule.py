@@ -87,6 +87,7 @@ def shares_of(levels: int) -> list[float]:
     """Shares of the budget, coarsest first: half for the finest, half of the rest for the next.
 
     Example:
+        >>> from opifex.training.multilevel.advisor.schedule import shares_of
         >>> shares_of(3)
         [0.25, 0.25, 0.5]
     """
@@ -117,6 +118,7 @@ def choose_levels(
         Levels, coarsest first, and sentences.
 
     Example:
+        >>> from opifex.training.multilevel.advisor.schedule import choose_levels
         >>> choose_levels(1, [True, True], [0.1, 1.0], seconds=600.0, compile_seconds=3.0,
         ...     max_cost_ratio=0.7)[0]
         [0, 1]

@@ -67,6 +67,7 @@ def frequencies_needed(tail: np.ndarray, error: float) -> int:
 
     Example:
         >>> import numpy as np
+        >>> from opifex.training.multilevel.advisor.spectrum import frequencies_needed
         >>> frequencies_needed(np.array([1.0, 0.5, 0.01, 0.0]), 0.1)
         2
     """
@@ -92,6 +93,7 @@ def grid_error(fields: np.ndarray, shape: Sequence[int], grid_kind: str) -> floa
 
     Example:
         >>> import numpy as np
+        >>> from opifex.training.multilevel.advisor.spectrum import grid_error
         >>> x = np.arange(64) / 64
         >>> wave = np.sin(2 * np.pi * 3 * x)[None, :, None]
         >>> grid_error(wave, (16,), "periodic") < 1e-6 < grid_error(wave, (4,), "periodic")
