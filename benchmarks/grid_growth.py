@@ -77,11 +77,7 @@ class MediumCourse(OperatorCourse):
 
     def metric(self, which: str) -> Metric:
         """The lowest error over all grids that carry the modes of the network."""
-        data = (
-            self.part(self.train + self.validation, self.test)
-            if which == "test"
-            else self.part(self.train, self.validation)
-        )
+        data = self.held_out(which)
         parts = max(1, len(data.inputs) // 10)
 
         def in_parts(fields: np.ndarray) -> jax.Array:

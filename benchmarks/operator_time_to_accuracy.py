@@ -129,13 +129,15 @@ class OperatorCourse(Course):
         """The same for a random image of the samples under the symmetries of the square."""
         return self.loss(model, *random_image(inputs, outputs, key))
 
+    def held_out(self, which: str) -> OperatorData:
+        """The samples to tune on (``"validation"``) or to report on (``"test"``)."""
+        if which == "test":
+            return self.part(self.train + self.validation, self.test)
+        return self.part(self.train, self.validation)
+
     def metric(self, which: str) -> Metric:
         """The loss of held-out samples on the finest grid, in slices that fit the cache."""
-        data = (
-            self.part(self.train + self.validation, self.test)
-            if which == "test"
-            else self.part(self.train, self.validation)
-        )
+        data = self.held_out(which)
         parts = max(1, len(data.inputs) // 25)
         inputs = jnp.asarray(np.stack(np.array_split(data.inputs, parts)))
         outputs = jnp.asarray(np.stack(np.array_split(data.outputs, parts)))
