@@ -17,6 +17,11 @@ questions are answered in turn, and the answers are printed with their reasons:
 
 All measurements together stay below ``max_share`` of the training. With a least-squares solver the
 answer for networks is the finest alone: see `recommend_schedule`.
+
+The room may import `opifex.core`, `opifex.models`, `opifex.problems`, `opifex.training.loop`,
+`opifex.training.objective`, `opifex.training.operations`, `opifex.training.smoother`,
+`opifex.training.multilevel.config` and `opifex.training.multilevel.transfer`; never the trainer, which
+carries out what it proposes.
 """
 
 from __future__ import annotations
