@@ -107,6 +107,7 @@ def judged(name: str, grid: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
     assert results is not None
     rows = []
     for which, target in enumerate(results["targets"]):
+        best = best_entry(grid, course, which)
         for seed in seeds:
             levels, advice, spent = advise(course, results, target["target"], seed)
             row = {
@@ -115,7 +116,7 @@ def judged(name: str, grid: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
                 "seed": seed,
                 "levels": levels,
                 "proposed": " to ".join(course.sizes[level] for level in levels),
-                "best": best_entry(grid, course, which),
+                "best": best,
                 **time_over_best(grid, levels, which),
                 "measuring, s": advice.cost_seconds,
                 "asking, s": spent,

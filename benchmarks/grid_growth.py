@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from common import parser, read_results, write_results
-from operator_time_to_accuracy import OperatorCourse
+from operator_time_to_accuracy import OperatorCourse, in_parts
 from opifex.core.metrics import relative_l2
 from opifex.data import OperatorData, gaussian_random_field, solve_darcy
 from opifex.data.cache import cached_arrays
@@ -78,14 +78,9 @@ class MediumCourse(OperatorCourse):
     def metric(self, which: str) -> Metric:
         """The lowest error over all grids that carry the modes of the network."""
         data = self.held_out(which)
-        parts = max(1, len(data.inputs) // 10)
-
-        def in_parts(fields: np.ndarray) -> jax.Array:
-            return jnp.asarray(np.stack(np.array_split(fields, parts)))
-
-        outputs = in_parts(data.outputs)
+        outputs = in_parts(data.outputs, 10)
         inputs = [
-            in_parts(restrict_field(data.inputs, shape, grid_kind=self.grid_kind))
+            in_parts(restrict_field(data.inputs, shape, grid_kind=self.grid_kind), 10)
             for shape in self.shapes
         ]
 
@@ -105,8 +100,6 @@ class MediumCourse(OperatorCourse):
             return jnp.min(jnp.stack(found))
 
         return error
-
-    __hash__ = object.__hash__
 
 
 def course(resolution: int) -> MediumCourse:

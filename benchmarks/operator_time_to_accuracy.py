@@ -57,6 +57,11 @@ def random_image(inputs: Any, outputs: Any, key: Any) -> tuple[Any, Any]:
     return image(inputs), image(outputs)
 
 
+def in_parts(fields: np.ndarray, size: int) -> jax.Array:
+    """Samples in parts of about so many, along a new first axis."""
+    return jnp.asarray(np.stack(np.array_split(fields, max(1, len(fields) // size))))
+
+
 @dataclass(frozen=True)
 class OperatorCourse(Course):
     """An operator on grids, with networks of several sizes.
@@ -137,10 +142,7 @@ class OperatorCourse(Course):
 
     def metric(self, which: str) -> Metric:
         """The loss of held-out samples on the finest grid, in slices that fit the cache."""
-        data = self.held_out(which)
-        parts = max(1, len(data.inputs) // 25)
-        inputs = jnp.asarray(np.stack(np.array_split(data.inputs, parts)))
-        outputs = jnp.asarray(np.stack(np.array_split(data.outputs, parts)))
+        inputs, outputs = (in_parts(fields, 25) for fields in self.held_out(which))
 
         def error(model: Any) -> Any:
             graph, state = nnx.split(model)

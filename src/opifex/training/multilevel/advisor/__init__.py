@@ -79,21 +79,27 @@ def _models(finest_model: Any) -> list[Any]:
     return [finest_model] if isinstance(finest_model, nnx.Module) else list(finest_model)
 
 
-def _check_kinds(source: Any, models: Sequence[Any]) -> str:
+def _check_models(source: Any, models: Sequence[Any]) -> None:
+    """Networks belong to a problem, operators to a pair of arrays."""
     inner = [m.network if isinstance(m, TrialFunction) else m for m in models]
     if isinstance(source, Problem) and inner:
         allowed = (MLP,) if len(inner) == 1 else (MLP, MultiscaleMLP)
         if all(isinstance(model, allowed) for model in inner):
-            return "networks"
+            return
     pair = isinstance(source, tuple | list) and len(source) == 2
     if pair and inner and all(isinstance(model, FNO) for model in models):
-        return "operators"
+        return
     raise TypeError(
         "source and finest_model must be a Problem and an MLP (or a trial function around one), or "
         "(inputs, outputs) and an FNO; or a hierarchy of such models, coarsest first, where networks "
         f"may be MultiscaleMLP, too; got {type(source).__name__} and "
         f"{[type(model).__name__ for model in models]}"
     )
+
+
+def _startable(candidates: Sequence[Candidate], last: int) -> list[int]:
+    """The level to arrive at, and the coarser ones that training may start from."""
+    return [*(i for i in range(last) if candidates[i].usable), last]
 
 
 class _Costs:
@@ -234,7 +240,7 @@ def recommend_schedule(
     if grid_kind is not None:
         check_choice("grid_kind", grid_kind, ["periodic", "cell", "vertex"])
     began, models = time.process_time(), _models(finest_model)
-    kind = _check_kinds(source, models)
+    _check_models(source, models)
     for name, given in (("num_points", points[1:] and points), ("shapes", shapes)):
         if given and len(given) != len(models):
             raise ValueError(
@@ -265,7 +271,7 @@ def recommend_schedule(
         seconds = _least_seconds(candidates[-1], samples or 1, budget)
     allowance = Allowance(max_share * seconds, began)
     costs = _Costs(candidates, allowance, (loss, smoother, batch_size), samples)
-    if kind == "networks" and isinstance(smoother, LeastSquaresSmoother):
+    if isinstance(source, Problem) and isinstance(smoother, LeastSquaresSmoother):
         levels, relative = [finest], [1.0] * (finest + 1)
         reasons = [
             f"{type(smoother.solver).__name__} gets the finest network alone: from a prolongated "
@@ -274,22 +280,20 @@ def recommend_schedule(
     else:
         last = next((i for i, level in enumerate(candidates) if level.adequate), finest)
         held = [f"{level} ({level.known})" for level in candidates[: last + 1]]
-        enough = "what is wanted" if kind == "networks" else f"half of {target_error:.2g}"
+        enough = "what is wanted" if isinstance(source, Problem) else f"half of {target_error:.2g}"
         reasons.append(
             f"of {', '.join(held)} the last one is the coarsest that is good enough for {enough}"
             if candidates[last].adequate
             else f"no level is coarse and good enough for {enough}: {', '.join(held)}"
         )
         # Only levels that may be chosen are measured, finer ones for the race.
-        able = [i for i in range(last + 1) if candidates[i].usable or i == last]
-        costs.time([*able, *range(last + 1, finest + 1)])
+        costs.time([*_startable(candidates, last), *range(last + 1, finest + 1)])
         rivals = {i: costs.seconds[i] for i in range(last, finest + 1) if i in costs.seconds}
         won = race(candidates, rivals, costs.probe, allowance) if last in rivals else None
         if won is not None:
             last, told = won
             reasons.append(f"{told}: {candidates[last]} is the one to arrive at")
-            able = [i for i in range(last + 1) if candidates[i].usable or i == last]
-        relative, how = costs.relative(able)
+        relative, how = costs.relative(_startable(candidates, last))
         compile_seconds = allowance.compile_seconds
         if compile_seconds is None and how != ESTIMATED:
             compile_seconds = allowance.compilation
@@ -305,10 +309,9 @@ def recommend_schedule(
             max_cost_ratio=max_cost_ratio,
         )
         reasons += told_levels
-        shares = shares_of(len(levels))
         reasons.append(
             "time is shared as "
-            + ", ".join(f"{share:.0%}" for share in shares)
+            + ", ".join(f"{share:.0%}" for share in shares_of(len(levels)))
             + " from coarse to fine; a step costs "
             + ", ".join(f"{relative[level]:.2g}" for level in levels)
             + f" of one of the finest model, {how}"
