@@ -17,6 +17,10 @@ RACES = {
     "pinn_poisson": "Poisson PINN, Adam",
     "pinn_helmholtz": "Helmholtz PINN, Adam",
 }
+SAMPLE_RACES = {
+    "sample_cost": "gas with shocks in one dimension",
+    "sample_cost_square": "gas with shocks in two dimensions",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,12 @@ def by_grid() -> dict[int, Mapping[str, Any]]:
     return {int(grid): race for grid, race in races.items()}
 
 
+def sample_races() -> dict[str, Mapping[str, Any]]:
+    """The races that count what samples cost, by their problem."""
+    found = {problem: read_results(name) for name, problem in SAMPLE_RACES.items()}
+    return {problem: results for problem, results in found.items() if results is not None}
+
+
 def gains() -> list[Gain]:
     """All races, the largest gain first."""
     found = [
@@ -75,12 +85,11 @@ def gains() -> list[Gain]:
         results = read_results(name)
         if results is not None:
             found.append(of_race(problem, results))
-    samples = read_results("sample_cost")
-    if samples is not None:
+    for problem, samples in sample_races().items():
         low = samples["races"][0]
         found.append(
             Gain(
-                "gas with shocks, solving the samples included",
+                f"{problem}, solving included",
                 low["target"],
                 middle_time(low, "single"),
                 middle_time(low, "corrected"),
@@ -124,13 +133,14 @@ def trials() -> dict[str, list[tuple[str, float, float]]]:
     }
 
 
-def samples() -> list[tuple[str, float, float]]:
-    """All entries of the tuning of the race with the cost of samples: side, seconds, error."""
-    results = read_results("sample_cost")
-    return [
-        (row["side"], row["all_seconds"], row["final_error"])
-        for row in ([] if results is None else results["tuning"])
-    ]
+def samples() -> dict[str, list[tuple[str, float, float]]]:
+    """All entries of the tuning of the races that count samples: side, seconds, error of each."""
+    return {
+        problem: [
+            (row["side"], row["all_seconds"], row["final_error"]) for row in results["tuning"]
+        ]
+        for problem, results in sample_races().items()
+    }
 
 
 def envelope(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -1,17 +1,18 @@
 """Waves of a gas that steepen into shocks: data whose solver costs more than the training.
 
-The Euler equations in one periodic space dimension, a gas of ratio of specific heats 1.4 that starts
-with density and pressure one and a random velocity of four sine and four cosine waves. Finite volumes
-of second order: primitive variables reconstructed with the minmod limiter, the flux of Harten, Lax and
-van Leer, two Runge-Kutta stages that preserve strong stability (Toro, Riemann Solvers, 3rd ed. 2009,
-sections 10.3 and 14). At shocks the scheme is of first order; the cost grows with the square of the
-cells.
+The Euler equations in one or two periodic space dimensions, a gas of ratio of specific heats 1.4 that
+starts with density and pressure one and the gradient of a random potential as velocity. Finite volumes
+of second order: primitive variables reconstructed with the minmod limiter along each axis, the flux of
+Harten, Lax and van Leer, two Runge-Kutta stages that preserve strong stability (Toro, Riemann Solvers,
+3rd ed. 2009, sections 10.3, 14 and 16.3). At shocks the scheme is of first order; the cost grows with
+the cells per side to the power of dimensions plus one.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,96 +22,158 @@ import numpy as np
 from opifex.data.cache import cached_arrays
 
 RATIO_OF_SPECIFIC_HEATS = 1.4
-WAVES = 4
 AMPLITUDE = 0.4
 FINAL_TIME = 0.5
-COURANT = 0.45
-POINTS = 128
-"""Cells of the grid on which networks work: averages of the solver's cells."""
-REFERENCE_CELLS = 2048
-"""Of the finest solver; the averages of the initial velocity are taken of as many values."""
 CELLS_PER_BATCH = 8192
 """So many fit the cache of a processor core; larger batches took up to twice as long per sample."""
-BLOCK = 1024
+BLOCK = 256
 """Samples in a file of the cache, at most."""
 
 
-def _flux(conserved: jax.Array) -> jax.Array:
-    density, momentum, energy = conserved
+@dataclass(frozen=True)
+class Gas:
+    """A set of random initial states and how they are solved.
+
+    Attributes:
+        waves: integer wave vectors of the initial potential.
+        courant: length of a step times the sum over the axes of the fastest waves, in cells.
+        points: cells per side of the grid on which networks work: averages of the solver's cells.
+        reference_cells: per side, of the solver whose solutions networks are judged on.
+        precision: of the solver.
+        smallest_batch: samples that are solved at a time, at least.
+    """
+
+    waves: tuple[tuple[int, ...], ...]
+    courant: float
+    points: int
+    reference_cells: int
+    precision: str
+    smallest_batch: int
+
+    @property
+    def dimensions(self) -> int:
+        """Of space."""
+        return len(self.waves[0])
+
+    def batch(self, cells: int) -> int:
+        """Samples that are solved at a time, however many are wanted: one program for each solver."""
+        return max(self.smallest_batch, CELLS_PER_BATCH // cells**self.dimensions)
+
+
+LINE = Gas(tuple((k,) for k in (1, 2, 3, 4)), 0.45, 128, 2048, "float64", 4)
+"""One dimension."""
+SQUARE = Gas(((1, 0), (0, 1), (1, 1), (1, -1)), 0.8, 32, 256, "float32", 1)
+"""Two dimensions."""
+
+
+def flux(primitive: jax.Array, axis: int) -> jax.Array:
+    """Of mass, momentum and energy along an axis."""
+    density, velocity, pressure = primitive[0], primitive[1:-1], primitive[-1]
+    energy = pressure / (RATIO_OF_SPECIFIC_HEATS - 1) + 0.5 * density * jnp.sum(velocity**2, axis=0)
+    across = velocity[axis]
+    momentum = (density * across * velocity).at[axis].add(pressure)
+    return jnp.concatenate(
+        [(density * across)[None], momentum, ((energy + pressure) * across)[None]]
+    )
+
+
+def primitive_of(conserved: jax.Array) -> jax.Array:
+    """Density, velocity and pressure, shape (fields, samples, cells...), of what is conserved."""
+    density, momentum, energy = conserved[:1], conserved[1:-1], conserved[-1:]
     velocity = momentum / density
-    pressure = (RATIO_OF_SPECIFIC_HEATS - 1) * (energy - 0.5 * momentum * velocity)
-    return jnp.stack([momentum, momentum * velocity + pressure, (energy + pressure) * velocity])
+    kinetic = 0.5 * jnp.sum(momentum * velocity, axis=0, keepdims=True)
+    return jnp.concatenate([density, velocity, (RATIO_OF_SPECIFIC_HEATS - 1) * (energy - kinetic)])
 
 
-def _primitive(conserved: jax.Array) -> jax.Array:
-    density, momentum, energy = conserved
-    velocity = momentum / density
-    pressure = (RATIO_OF_SPECIFIC_HEATS - 1) * (energy - 0.5 * momentum * velocity)
-    return jnp.stack([density, velocity, pressure])
+def conserved_of(primitive: jax.Array) -> jax.Array:
+    """Density, momentum and energy of density, velocity and pressure."""
+    density, velocity, pressure = primitive[:1], primitive[1:-1], primitive[-1:]
+    kinetic = 0.5 * density * jnp.sum(velocity**2, axis=0, keepdims=True)
+    energy = pressure / (RATIO_OF_SPECIFIC_HEATS - 1) + kinetic
+    return jnp.concatenate([density, density * velocity, energy])
 
 
-def _conserved(primitive: jax.Array) -> jax.Array:
-    density, velocity, pressure = primitive
-    energy = pressure / (RATIO_OF_SPECIFIC_HEATS - 1) + 0.5 * density * velocity**2
-    return jnp.stack([density, density * velocity, energy])
-
-
-def _sound(primitive: jax.Array) -> jax.Array:
-    density, _, pressure = primitive
-    return jnp.sqrt(RATIO_OF_SPECIFIC_HEATS * pressure / density)
+def sound(primitive: jax.Array) -> jax.Array:
+    """Its speed."""
+    return jnp.sqrt(RATIO_OF_SPECIFIC_HEATS * primitive[-1] / primitive[0])
 
 
 def _change(conserved: jax.Array, width: float) -> jax.Array:
-    """Time derivative of the cell averages, shape (3, samples, cells)."""
-    primitive = _primitive(conserved)
-    forward = jnp.roll(primitive, -1, -1) - primitive
-    backward = jnp.roll(forward, 1, -1)
-    smaller = jnp.where(jnp.abs(forward) < jnp.abs(backward), forward, backward)
-    slope = jnp.where(forward * backward > 0, smaller, 0.0)
-    left = primitive + 0.5 * slope
-    right = jnp.roll(primitive - 0.5 * slope, -1, -1)
-    slowest = jnp.minimum(jnp.minimum(left[1] - _sound(left), right[1] - _sound(right)), 0.0)
-    fastest = jnp.maximum(jnp.maximum(left[1] + _sound(left), right[1] + _sound(right)), 0.0)
-    below, above = _conserved(left), _conserved(right)
-    flux = (
-        fastest * _flux(below) - slowest * _flux(above) + slowest * fastest * (above - below)
-    ) / (fastest - slowest)
-    return -(flux - jnp.roll(flux, 1, -1)) / width
+    """Time derivative of the cell averages, shape (fields, samples, cells...)."""
+    primitive = primitive_of(conserved)
+    total = jnp.zeros_like(conserved)
+    for direction in range(conserved.ndim - 2):
+        axis = 2 + direction
+        forward = jnp.roll(primitive, -1, axis) - primitive
+        backward = jnp.roll(forward, 1, axis)
+        smaller = jnp.where(jnp.abs(forward) < jnp.abs(backward), forward, backward)
+        slope = jnp.where(forward * backward > 0, smaller, 0.0)
+        left = primitive + 0.5 * slope
+        right = jnp.roll(primitive - 0.5 * slope, -1, axis)
+        slow = [state[1 + direction] - sound(state) for state in (left, right)]
+        fast = [state[1 + direction] + sound(state) for state in (left, right)]
+        slowest = jnp.minimum(jnp.minimum(*slow), 0.0)
+        fastest = jnp.maximum(jnp.maximum(*fast), 0.0)
+        between = (
+            fastest * flux(left, direction)
+            - slowest * flux(right, direction)
+            + slowest * fastest * (conserved_of(right) - conserved_of(left))
+        ) / (fastest - slowest)
+        total -= (between - jnp.roll(between, 1, axis)) / width
+    return total
 
 
 @jax.jit
-def _evolve(conserved: jax.Array, final_time: Any) -> jax.Array:
+def evolve(conserved: jax.Array, final_time: Any, courant: Any) -> jax.Array:
+    """Cell averages at the final time, shape (fields, samples, cells...), of those at the start."""
     width = 1.0 / conserved.shape[-1]
+    space = tuple(range(1, conserved.ndim - 1))
 
     def unfinished(carry: Any) -> Any:
         return jnp.any(carry[1] < final_time)
 
     def step(carry: Any) -> Any:
         state, now = carry
-        primitive = _primitive(state)
+        primitive = primitive_of(state)
         # Steps of every sample's own, so that a sample does not depend on its batch.
-        speed = jnp.max(jnp.abs(primitive[1]) + _sound(primitive), axis=-1, keepdims=True)
-        length = jnp.minimum(COURANT * width / speed, final_time - now)
+        speeds = jnp.sum(jnp.abs(primitive[1:-1]) + sound(primitive), axis=0)
+        speed = jnp.max(speeds, axis=space, keepdims=True)
+        length = jnp.minimum(courant * width / speed, final_time - now)
         first = state + length * _change(state, width)
         second = 0.5 * (state + first + length * _change(first, width))
         return second, now + length
 
-    return jax.lax.while_loop(unfinished, step, (conserved, jnp.zeros_like(conserved[0, :, :1])))[0]
+    begun = jnp.zeros_like(conserved[0], shape=(conserved.shape[1],) + (1,) * len(space))
+    return jax.lax.while_loop(unfinished, step, (conserved, begun))[0]
 
 
-def _velocities(num_samples: int, cells: int, seed: int) -> np.ndarray:
-    """Initial velocities at the centres of the cells; one seed gives the same waves on every grid."""
-    coefficients = np.random.default_rng(seed).standard_normal((num_samples, 2, WAVES))
-    wave = np.arange(1, WAVES + 1)
-    phase = 2 * np.pi * wave[:, None] * (np.arange(cells) + 0.5) / cells
-    decay = AMPLITUDE * wave[:, None] ** -1.5
-    return coefficients[:, 0] @ (np.cos(phase) * decay) + coefficients[:, 1] @ (
-        np.sin(phase) * decay
-    )
+def velocities(gas: Gas, num_samples: int, cells: int, seed: int, averaged: bool) -> np.ndarray:
+    """Initial velocities, shape (samples, dimensions, cells...): at the centres of the cells, or means.
+
+    One seed gives the same waves on every grid, and the first samples of a longer set are those of a
+    shorter one.
+    """
+    coefficients = np.random.default_rng(seed).standard_normal((num_samples, 2, len(gas.waves)))
+    centres = np.meshgrid(*[(np.arange(cells) + 0.5) / cells] * gas.dimensions, indexing="ij")
+    found = np.zeros((num_samples, gas.dimensions, *centres[0].shape))
+    for (cosine, sine), wave in zip(coefficients.transpose(2, 1, 0), gas.waves, strict=True):
+        length = np.hypot(*wave) if gas.dimensions > 1 else wave[0]
+        phase = 2 * np.pi * np.tensordot(wave, np.stack(centres), 1)
+        size = AMPLITUDE * length**-1.5
+        if averaged:
+            size *= np.prod(np.sinc(np.asarray(wave) / cells))
+        shape = np.multiply.outer(cosine, np.cos(phase)) + np.multiply.outer(sine, np.sin(phase))
+        for axis, component in enumerate(wave):
+            found[:, axis] += size * component / length * shape
+    return found
 
 
-def _averages(fields: np.ndarray, cells: int) -> np.ndarray:
-    return fields.reshape(*fields.shape[:-1], cells, -1).mean(axis=-1)
+def _averages(fields: np.ndarray, gas: Gas) -> np.ndarray:
+    """Means on the grid of the networks, shape (fields, samples, points...)."""
+    for axis in range(-gas.dimensions, 0):
+        parts = np.split(fields, gas.points, axis=axis)
+        fields = np.concatenate([part.mean(axis=axis, keepdims=True) for part in parts], axis=axis)
+    return fields
 
 
 @dataclass(frozen=True)
@@ -118,8 +181,8 @@ class GasData:
     """Solved samples on the grid of the networks.
 
     Attributes:
-        inputs: initial velocity, shape (samples, 128, 1), float32.
-        outputs: density, momentum and energy at the final time, shape (samples, 128, 3).
+        inputs: initial velocity, shape (samples, points..., dimensions), float32.
+        outputs: density, momentum and energy at the final time, shape (samples, points..., fields).
         seconds: processor seconds of one sample, without compilation.
     """
 
@@ -128,56 +191,54 @@ class GasData:
     seconds: float
 
 
-def batch_of(cells: int) -> int:
-    """Samples that are solved at a time, whatever the number asked for: one program for each solver."""
-    return max(4, CELLS_PER_BATCH // cells)
-
-
-def compilation_seconds(cells: int) -> float:
+def compilation_seconds(gas: Gas, cells: int) -> float:
     """Processor seconds to compile the solver."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(gas.precision == "float64"):
         start = time.process_time()
-        shape = (3, batch_of(cells), cells)
-        _evolve.lower(jax.ShapeDtypeStruct(shape, jnp.float64), FINAL_TIME).compile()
+        shape = (gas.dimensions + 2, gas.batch(cells), *[cells] * gas.dimensions)
+        state = jax.ShapeDtypeStruct(shape, gas.precision)
+        evolve.lower(state, FINAL_TIME, gas.courant).compile()
         return time.process_time() - start
 
 
-def computed(num_samples: int, cells: int, seed: int, first: int = 0) -> GasData:
-    """Solve random samples in float64 on a number of cells.
+def computed(gas: Gas, num_samples: int, cells: int, seed: int, first: int = 0) -> GasData:
+    """Solve random samples on a number of cells per side.
 
     The first samples of a longer set are those of a shorter one with the same seed; ``first`` of them
     are left out.
     """
-    velocity = _velocities(first + num_samples, cells, seed)[first:]
-    still = np.ones_like(velocity)
-    batch = batch_of(cells)
-    with jax.enable_x64(True):
-        initial = np.asarray(_conserved(jnp.asarray(np.stack([still, velocity, still]))))
+    velocity = velocities(gas, first + num_samples, cells, seed, averaged=False)[first:]
+    velocity = np.moveaxis(velocity, 1, 0).astype(gas.precision)
+    still = np.ones_like(velocity[:1])
+    batch = gas.batch(cells)
+    with jax.enable_x64(gas.precision == "float64"):
+        initial = np.asarray(conserved_of(jnp.asarray(np.concatenate([still, velocity, still]))))
         # The last batch is filled up with samples that are thrown away.
         batches = [
             initial[:, np.arange(start, start + batch) % num_samples]
             for start in range(0, num_samples, batch)
         ]
-        jax.block_until_ready(_evolve(jnp.asarray(batches[0]), 0.0))
+        solve_batch = partial(evolve, courant=gas.courant)
+        jax.block_until_ready(solve_batch(jnp.asarray(batches[0]), 0.0))
         begun = time.process_time()
         parts = [
-            _averages(np.asarray(_evolve(jnp.asarray(x), FINAL_TIME)), POINTS) for x in batches
+            _averages(np.asarray(solve_batch(jnp.asarray(x), FINAL_TIME)), gas) for x in batches
         ]
         seconds = (time.process_time() - begun) / (len(batches) * batch)
-    inputs = _averages(_velocities(first + num_samples, REFERENCE_CELLS, seed)[first:], POINTS)
+    inputs = velocities(gas, first + num_samples, gas.points, seed, averaged=True)[first:]
     outputs = np.concatenate(parts, axis=1)[:, :num_samples]
     return GasData(
-        inputs[..., None].astype(np.float32),
+        np.moveaxis(inputs, 1, -1).astype(np.float32),
         np.moveaxis(outputs, 0, -1).astype(np.float32),
         seconds,
     )
 
 
-def _block(num_samples: int, cells: int, seed: int, first: int) -> GasData:
+def _block(gas: Gas, num_samples: int, cells: int, seed: int, first: int) -> GasData:
     """Samples kept in the cache with their cost."""
 
     def compute() -> dict[str, np.ndarray]:
-        found = computed(num_samples, cells, seed, first)
+        found = computed(gas, num_samples, cells, seed, first)
         return {
             "inputs": found.inputs,
             "outputs": found.outputs,
@@ -185,7 +246,8 @@ def _block(num_samples: int, cells: int, seed: int, first: int) -> GasData:
         }
 
     parameters = {
-        "version": 2,
+        "version": 3,
+        "gas": repr(gas),
         "first": first,
         "num_samples": num_samples,
         "cells": cells,
@@ -195,10 +257,10 @@ def _block(num_samples: int, cells: int, seed: int, first: int) -> GasData:
     return GasData(found["inputs"], found["outputs"], float(found["seconds"]))
 
 
-def solve(num_samples: int, cells: int, seed: int) -> GasData:
+def solve(gas: Gas, num_samples: int, cells: int, seed: int) -> GasData:
     """The same as `computed`, kept in the cache in blocks, so that a set can be made longer."""
     counts = [min(BLOCK, num_samples - first) for first in range(0, num_samples, BLOCK)]
-    blocks = [_block(count, cells, seed, BLOCK * i) for i, count in enumerate(counts)]
+    blocks = [_block(gas, count, cells, seed, BLOCK * i) for i, count in enumerate(counts)]
     return GasData(
         np.concatenate([block.inputs for block in blocks]),
         np.concatenate([block.outputs for block in blocks]),

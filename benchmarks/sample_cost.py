@@ -1,28 +1,28 @@
 """Seconds to an error where samples cost more than training: solver, correction and network together.
 
-The operator from the initial velocity of a gas to its state after shocks formed (`gas_dynamics.py`).
-A network sees 128 cells whatever the solver did. The rival is one network on samples of *one* solver,
-the best choice of solver and number of samples; ours is the same network on cheap samples that were
-corrected with few dear ones. How many of each is an entry, as the number of samples is one for the
-rival; or `allocate_samples` says so for a budget of solving and training corrections, and then the clock
-counts comparing the levels, too. The samples on which they are compared are the first ones of the
-training set and are not solved again.
+The operator from the initial velocity of a gas to its state after shocks formed (`gas_dynamics.py`), in
+one or two dimensions (``--dimensions``). A network sees the means on coarse cells, whatever the solver
+did. The rival is one network on samples of *one* solver, the best choice of solver and number of
+samples; ours is the same network on cheap samples that were corrected with few dear ones. How many of
+each is an entry, as the number of samples is one for the rival; or `allocate_samples` says so for a
+budget of solving and training corrections, and then the clock counts comparing the levels, too. The
+samples on which they are compared are the first ones of the training set and are not solved again.
 
 The rules are those of `race.py`: all entries are tried on a seed of their own and judged on validation
 samples; the low target is 1.2 times the lowest error with which any rival ends, the high one three
 times that; each side sends the entry that was there first to five other seeds, judged on test samples.
 Only entries count that end 7 % below the target on the tuning seed, for either side: test errors are
 larger than validation errors here, and others would miss the target. (The reserve was set after a run
-with a smaller one, in which ours had missed on the first seed.) A rival that misses it all the same
-counts as if it had reached it at the end of its run; if ours misses, its ratio is zero.
+in one dimension with a smaller one, in which ours had missed on the first seed.) A rival that misses it
+all the same counts as if it had reached it at the end of its run; if ours misses, its ratio is zero.
 
 Clocks count processor seconds of one thread: solving, measuring the levels, training with compilation,
-until the target is first reached. Validation and test samples were solved on 2048 cells. Solved samples
-are the same for all seeds and kept on disk with the seconds they took; a cold solver's compilation is
-counted, and so are the samples that fill its last batch.
+until the target is first reached. Validation and test samples were solved on finer cells than all
+others. Solved samples are the same for all seeds and kept on disk with the seconds they took; a cold
+solver's compilation is counted, and so are the samples that fill its last batch.
 
 Finished runs are added to the file given as ``--runs`` and not repeated when it is given again: the
-whole takes about an hour on one core.
+whole takes one to two hours on one core.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from flax import nnx
 
 import gas_dynamics
 from common import final, lowest, parser, start_cold, write_results
-from gas_dynamics import REFERENCE_CELLS, GasData, solve
+from gas_dynamics import Gas, GasData, solve
 from opifex.core.metrics import relative_l2
 from opifex.data import FieldNormalizer, OperatorData
 from opifex.models import FNO
@@ -61,14 +61,9 @@ from opifex.training.sample_levels import (
 from opifex.training.stopwatch import Stopwatch
 from race import CONSOLE, HIGH, MARGIN, TUNING_SEED, advantage, quartiles
 
-CELLS = (128, 256, 512, 1024)
-POOL = {128: 8192, 256: 2048, 512: 4096, 1024: 4096}
-"""Samples that are there of each solver."""
 TRAINING, VALIDATION, TEST = 1, 2, 3
 COMPARED = 8
-"""Samples on which the levels are compared: a batch of the dearest solver."""
-CORRECTION_SECONDS = 9.0
-"""That a correction takes to compile, train and apply, as measured on the tuning seed."""
+"""Samples on which the levels are compared."""
 RESERVE = 1.07
 """Entries are chosen that end below the target divided by this."""
 BATCH = 16
@@ -107,24 +102,90 @@ class Entry:
         return f"corrected samples for {self.budget:.0f} s, {self.steps} steps"
 
 
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What is raced.
+
+    Attributes:
+        results: name of the file.
+        gas: whose motion is learnt.
+        pool: samples that are there of each solver, by its cells per side, coarsest first.
+        validation: samples.
+        test: samples.
+        modes: of the networks, along each axis.
+        width: of the networks.
+        correction_modes: of the networks that correct samples, along each axis.
+        correction_width: of those.
+        correction_seconds: that a correction takes to compile, train and apply, on the tuning seed.
+        singles: entries of the rival.
+        ours: entries with corrected samples.
+    """
+
+    results: str
+    gas: Gas
+    pool: dict[int, int]
+    validation: int
+    test: int
+    modes: int
+    width: int
+    correction_modes: int
+    correction_width: int
+    correction_seconds: float
+    singles: tuple[Entry, ...]
+    ours: tuple[Entry, ...]
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Of the solvers, per side."""
+        return tuple(self.pool)
+
+    def network(self, rngs: nnx.Rngs) -> FNO:
+        """From velocity to density, momentum and energy."""
+        return self._network(self.modes, self.width, 0, rngs)
+
+    def correction_network(self, rngs: nnx.Rngs) -> FNO:
+        """From velocity and cheap fields to their differences from dear ones."""
+        fields = self.gas.dimensions + 2
+        return self._network(self.correction_modes, self.correction_width, fields, rngs)
+
+    def _network(self, modes: int, width: int, more: int, rngs: nnx.Rngs) -> FNO:
+        axes = self.gas.dimensions
+        return FNO(
+            (modes,) * axes,
+            width,
+            input_dim=axes + more,
+            output_dim=axes + 2,
+            spatial_dims=axes,
+            grid_kind="periodic",
+            rngs=rngs,
+        )
+
+
 @cache
-def pool(cells: int) -> GasData:
+def pool(study: Study, cells: int) -> GasData:
     """All samples of a solver."""
-    return solve(POOL[cells], cells, TRAINING)
+    return solve(study.gas, study.pool[cells], cells, TRAINING)
 
 
-def solving_seconds(cells: int, count: int) -> float:
+def solving_seconds(study: Study, cells: int, count: int) -> float:
     """Processor seconds of so many samples in full batches, without compilation."""
-    batch = gas_dynamics.batch_of(cells)
-    return -(-count // batch) * batch * pool(cells).seconds
+    batch = study.gas.batch(cells)
+    return -(-count // batch) * batch * pool(study, cells).seconds
+
+
+def first_batches(study: Study, cells: int) -> int:
+    """Samples in the full batches that hold those on which the levels are compared."""
+    batch = study.gas.batch(cells)
+    return -(-COMPARED // batch) * batch
 
 
 @cache
-def compared() -> tuple[SampleLevels, float]:
-    """The levels on the first batch of each, and the processor seconds with the solvers' compilation."""
+def compared(study: Study) -> tuple[SampleLevels, float]:
+    """The levels on the first samples of each, and the processor seconds with all compilation."""
     start = time.process_time()
     found = [
-        gas_dynamics.computed(gas_dynamics.batch_of(cells), cells, TRAINING) for cells in CELLS
+        gas_dynamics.computed(study.gas, first_batches(study, cells), cells, TRAINING)
+        for cells in study.cells
     ]
     measured = compare_sample_levels(
         [OperatorData(data.inputs[:COMPARED], data.outputs[:COMPARED]) for data in found],
@@ -141,67 +202,70 @@ class Kept:
         first_solved: whether the first batch of each level was solved before.
     """
 
-    def __init__(self, first_solved: bool) -> None:
+    def __init__(self, study: Study, first_solved: bool) -> None:
+        self.study = study
         self.seconds = 0.0
         self.first_solved = first_solved
 
     def __call__(self, level: int, num_samples: int, seed: int) -> OperatorData:
         """The first samples; ``seed`` seeds networks here."""
         del seed
-        data = pool(CELLS[level])
-        first = gas_dynamics.batch_of(CELLS[level]) if self.first_solved else 0
-        self.seconds += solving_seconds(CELLS[level], max(0, num_samples - first))
+        cells = self.study.cells[level]
+        data = pool(self.study, cells)
+        first = first_batches(self.study, cells) if self.first_solved else 0
+        self.seconds += solving_seconds(self.study, cells, max(0, num_samples - first))
         return OperatorData(data.inputs[:num_samples], data.outputs[:num_samples])
 
 
-def correction_network(rngs: nnx.Rngs) -> FNO:
-    """Velocity and three cheap fields to three differences."""
-    return FNO(32, 24, input_dim=4, output_dim=3, grid_kind="periodic", rngs=rngs)
-
-
-def allocation(entry: Entry) -> SampleAllocation:
+def allocation(study: Study, entry: Entry) -> SampleAllocation:
     """What the entry says, or what is proposed for its budget, at most what is there."""
     if entry.mix:
-        levels = tuple(CELLS.index(cells) for cells, _ in entry.mix)
+        levels = tuple(study.cells.index(cells) for cells, _ in entry.mix)
         return SampleAllocation(levels, tuple(count for _, count in entry.mix))
-    measured, _ = compared()
-    found = allocate_samples(measured, entry.budget, correction_seconds=CORRECTION_SECONDS)
+    found = allocate_samples(
+        compared(study)[0], entry.budget, correction_seconds=study.correction_seconds
+    )
     counts = [
-        min(count, POOL[CELLS[i]]) for i, count in zip(found.levels, found.counts, strict=True)
+        min(count, study.pool[study.cells[i]])
+        for i, count in zip(found.levels, found.counts, strict=True)
     ]
     return SampleAllocation(found.levels, tuple(counts))
 
 
-def samples(entry: Entry, seed: int) -> tuple[OperatorData, float, dict[str, Any]]:
+def samples(study: Study, entry: Entry, seed: int) -> tuple[OperatorData, float, dict[str, Any]]:
     """Training samples, the processor seconds that they took, and how they were made."""
     if entry.cells:
-        data = pool(entry.cells)
+        data = pool(study, entry.cells)
         chosen = OperatorData(data.inputs[: entry.count], data.outputs[: entry.count])
         parts = {
-            "solving": solving_seconds(entry.cells, entry.count),
-            "solver's compilation": compilation(entry.cells),
+            "solving": solving_seconds(study, entry.cells, entry.count),
+            "solver's compilation": compilation(study, entry.cells),
         }
         return chosen, sum(parts.values()), {"parts": parts}
-    kept, plan = Kept(first_solved=not entry.mix), allocation(entry)
+    kept, plan = Kept(study, first_solved=not entry.mix), allocation(study, entry)
     start = time.process_time()
-    made = correct_samples(kept, plan, correction_network, steps=entry.correction_steps, seed=seed)
+    made = correct_samples(
+        kept, plan, study.correction_network, steps=entry.correction_steps, seed=seed
+    )
     parts = {
         "solving": kept.seconds,
         "corrections": time.process_time() - start,
     }
     if entry.mix:
-        parts["solver's compilation"] = sum(compilation(cells) for cells, _ in entry.mix)
+        parts["solver's compilation"] = sum(compilation(study, cells) for cells, _ in entry.mix)
     else:
-        parts["comparing the levels, with compilation"] = compared()[1]
+        parts["comparing the levels, with compilation"] = compared(study)[1]
     return (
         made.data,
         sum(parts.values()),
         {
             "parts": parts,
-            "allocation": {CELLS[i]: n for i, n in zip(plan.levels, plan.counts, strict=True)},
+            "allocation": {
+                study.cells[i]: n for i, n in zip(plan.levels, plan.counts, strict=True)
+            },
             "corrections": [
                 {
-                    "cells": CELLS[c.level],
+                    "cells": study.cells[c.level],
                     "difference": c.difference,
                     "error": c.error,
                     "seconds": c.seconds,
@@ -213,37 +277,34 @@ def samples(entry: Entry, seed: int) -> tuple[OperatorData, float, dict[str, Any
 
 
 @cache
-def compilation(cells: int) -> float:
+def compilation(study: Study, cells: int) -> float:
     """Processor seconds to compile a solver."""
-    return gas_dynamics.compilation_seconds(cells)
+    return gas_dynamics.compilation_seconds(study.gas, cells)
 
 
 @cache
-def reference(which: str) -> GasData:
+def reference(study: Study, which: str) -> GasData:
     """Samples to be judged on."""
-    return solve(
-        *{"validation": (32, REFERENCE_CELLS, VALIDATION), "test": (64, REFERENCE_CELLS, TEST)}[
-            which
-        ]
-    )
+    count, seed = {"validation": (study.validation, VALIDATION), "test": (study.test, TEST)}[which]
+    return solve(study.gas, count, study.gas.reference_cells, seed)
 
 
-def run(entry: Entry, seed: int, which: str) -> dict[str, Any]:
+def run(study: Study, entry: Entry, seed: int, which: str) -> dict[str, Any]:
     """Make the samples, train, and measure on the way."""
     start_cold()
-    data, seconds, made = samples(entry, seed)
+    data, seconds, made = samples(study, entry, seed)
     inputs, outputs = FieldNormalizer.fit(data.inputs), FieldNormalizer.fit(data.outputs)
-    judged = reference(which)
+    judged = reference(study, which)
     fields = inputs.normalize(judged.inputs)
     # Scaled as the first samples of the dearest solver, the same for all entries.
-    scale = FieldNormalizer.fit(pool(CELLS[-1]).outputs[:COMPARED])
+    scale = FieldNormalizer.fit(pool(study, study.cells[-1]).outputs[:COMPARED])
     target = np.asarray(scale.normalize(judged.outputs))
 
     def error(model: Any, fields: Any) -> jax.Array:
         return relative_l2(scale.normalize(outputs.denormalize(model(fields))), target)
 
     compiled = nnx.jit(error)
-    network = FNO(24, 32, input_dim=1, output_dim=3, grid_kind="periodic", rngs=nnx.Rngs(seed))
+    network = study.network(nnx.Rngs(seed))
     batch = min(BATCH, len(data.inputs))
     epochs = max(1, round(entry.steps * batch / len(data.inputs)))
     steps = epochs * (len(data.inputs) // batch)
@@ -272,7 +333,8 @@ def run(entry: Entry, seed: int, which: str) -> dict[str, Any]:
 class Runs:
     """Runs that are done, in a file with a line for each, if there is one."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, study: Study, path: Path | None) -> None:
+        self.study = study
         self.path = path
         self.found: dict[str, dict[str, Any]] = {}
         if path is not None and path.exists():
@@ -284,7 +346,7 @@ class Runs:
         """A run, now or before."""
         name = f"{entry.label}, seed {seed}, {which}"
         if name not in self.found:
-            self.found[name] = run(entry, seed, which)
+            self.found[name] = run(self.study, entry, seed, which)
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"run": name, "found": self.found[name]}, default=float))
@@ -304,43 +366,93 @@ def outcome(found: dict[str, Any], target: float) -> dict[str, Any]:
     }
 
 
-SINGLE = [
-    Entry(cells, count, 0.0, steps)
-    for cells, count, choices in (
-        (128, 512, (2000,)),
-        (128, 2048, (2000,)),
-        (256, 512, (2000, 4000)),
-        (256, 2048, (4000,)),
-        (512, 512, (4000,)),
-        (512, 1024, (4000, 8000)),
-        (512, 2048, (4000, 8000)),
-        (512, 3072, (8000,)),
-        (512, 4096, (8000,)),
-        (1024, 512, (4000,)),
-        (1024, 1024, (4000, 8000)),
-        (1024, 1536, (8000,)),
-        (1024, 2048, (4000, 8000)),
-        (1024, 4096, (8000,)),
-        (1024, 3072, (8000,)),
-    )
-    for steps in choices
-]
-OURS = [
-    Entry(0, 0, 100.0, 8000),
-    *(
-        Entry(0, 0, 0.0, steps, mix)
-        for mix, steps in (
-            (((256, 2048), (1024, 128)), 8000),
-            (((256, 1536), (1024, 96)), 8000),
-            (((256, 2048), (512, 192), (1024, 32)), 8000),
-            (((128, 2048), (512, 384), (1024, 64)), 8000),
-            (((128, 512), (512, 32)), 2000),
-            (((256, 2048), (512, 320), (1024, 48)), 8000),
-            (((256, 1536), (512, 256), (1024, 48)), 8000),
-        )
+def singles(*choices: tuple[int, int, int]) -> tuple[Entry, ...]:
+    """Entries of the rival: cells, samples and steps of each."""
+    return tuple(Entry(cells, count, 0.0, steps) for cells, count, steps in choices)
+
+
+def mixes(steps: int, *mixes: tuple[tuple[int, int], ...]) -> tuple[Entry, ...]:
+    """Entries with corrected samples: cells and samples of each solver."""
+    return tuple(Entry(0, 0, 0.0, steps, mix) for mix in mixes)
+
+
+LINE = Study(
+    results="sample_cost",
+    gas=gas_dynamics.LINE,
+    pool={128: 8192, 256: 2048, 512: 4096, 1024: 4096},
+    validation=32,
+    test=64,
+    modes=24,
+    width=32,
+    correction_modes=32,
+    correction_width=24,
+    correction_seconds=9.0,
+    singles=singles(
+        *((128, count, 2000) for count in (512, 2048)),
+        *((256, 512, steps) for steps in (2000, 4000)),
+        (256, 2048, 4000),
+        (512, 512, 4000),
+        *((512, count, steps) for count in (1024, 2048) for steps in (4000, 8000)),
+        *((512, count, 8000) for count in (3072, 4096)),
+        (1024, 512, 4000),
+        *((1024, 1024, steps) for steps in (4000, 8000)),
+        (1024, 1536, 8000),
+        *((1024, 2048, steps) for steps in (4000, 8000)),
+        *((1024, count, 8000) for count in (4096, 3072)),
     ),
-    Entry(0, 0, 0.0, 8000, ((256, 2048), (1024, 320)), 1000),
-]
+    ours=(
+        Entry(0, 0, 100.0, 8000),
+        *mixes(
+            8000,
+            ((256, 2048), (1024, 128)),
+            ((256, 1536), (1024, 96)),
+            ((256, 2048), (512, 192), (1024, 32)),
+            ((128, 2048), (512, 384), (1024, 64)),
+        ),
+        *mixes(2000, ((128, 512), (512, 32))),
+        *mixes(
+            8000,
+            ((256, 2048), (512, 320), (1024, 48)),
+            ((256, 1536), (512, 256), (1024, 48)),
+        ),
+        Entry(0, 0, 0.0, 8000, ((256, 2048), (1024, 320)), 1000),
+    ),
+)
+SQUARE = Study(
+    results="sample_cost_square",
+    gas=gas_dynamics.SQUARE,
+    pool={32: 4096, 64: 1024, 128: 2048},
+    validation=24,
+    test=48,
+    modes=8,
+    width=24,
+    correction_modes=8,
+    correction_width=24,
+    correction_seconds=25.0,
+    singles=singles(
+        (32, 1024, 1000),
+        (64, 512, 1000),
+        (64, 1024, 1000),
+        (64, 1024, 2000),
+        (128, 256, 1000),
+        *((128, 512, steps) for steps in (1000, 2000)),
+        *((128, 1024, steps) for steps in (1000, 2000, 4000)),
+        (128, 1536, 2000),
+        *((128, 2048, steps) for steps in (2000, 4000)),
+    ),
+    ours=(
+        Entry(0, 0, 200.0, 2000),
+        *mixes(
+            2000,
+            ((32, 2048), (128, 64)),
+            ((32, 2048), (128, 128)),
+            ((32, 4096), (128, 128)),
+            ((32, 4096), (64, 256), (128, 64)),
+        ),
+        *mixes(1000, ((32, 1024), (128, 32))),
+    ),
+)
+STUDIES = {1: LINE, 2: SQUARE}
 
 
 def choose(found: dict[Entry, dict[str, Any]], target: float) -> Entry:
@@ -354,7 +466,7 @@ def choose(found: dict[Entry, dict[str, Any]], target: float) -> Entry:
     return min(found, key=key)
 
 
-def tune(side: str, entries: list[Entry], runs: Runs) -> dict[Entry, dict[str, Any]]:
+def tune(side: str, entries: tuple[Entry, ...], runs: Runs) -> dict[Entry, dict[str, Any]]:
     """Try all entries on the tuning seed."""
     found = {}
     for entry in entries:
@@ -371,9 +483,14 @@ def main() -> None:
     """Tune both sides, set the targets, run all seeds."""
     options = parser(__doc__)
     options.add_argument("--runs", type=Path, help="file of finished runs, made longer by this one")
+    options.add_argument("--dimensions", type=int, choices=STUDIES, default=1, help="of space")
     given = options.parse_args()
-    done = Runs(given.runs)
-    tuned = {"single": tune("single", SINGLE, done), "corrected": tune("corrected", OURS, done)}
+    study = STUDIES[given.dimensions]
+    done = Runs(study, given.runs)
+    tuned = {
+        "single": tune("single", study.singles, done),
+        "corrected": tune("corrected", study.ours, done),
+    }
     low = MARGIN * min(found["final_error"] for found in tuned["single"].values())
     targets = []
     for name, target in (("low", low), ("high", HIGH * low)):
@@ -400,12 +517,12 @@ def main() -> None:
         )
         CONSOLE.print(name, target, targets[-1]["entries"], targets[-1]["ratio"])
     write_results(
-        "sample_cost",
+        study.results,
         # The file of runs is one of a machine.
-        command="python benchmarks/sample_cost.py",
+        command=f"python benchmarks/sample_cost.py --dimensions {given.dimensions}",
         solvers=[
-            {"cells": cells, "seconds_per_sample": pool(cells).seconds, "pool": POOL[cells]}
-            for cells in CELLS
+            {"cells": cells, "seconds_per_sample": pool(study, cells).seconds, "pool": count}
+            for cells, count in study.pool.items()
         ],
         tuning=[
             {"side": side, "entry": entry.label, **outcome(found, 0.0)}

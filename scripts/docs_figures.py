@@ -248,10 +248,13 @@ def grid_growth() -> Figure:
 
 def sample_cost() -> Figure:
     """Errors over seconds, solving the samples included."""
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-    axes = figure.subplots()
-    scatter(axes, gains.samples(), "corrected")
-    axes.legend(fontsize=8, frameon=False)
+    found = gains.samples()
+    figure = Figure(figsize=(4.2 * len(found), 3.0), layout="constrained")
+    panels = np.ravel(figure.subplots(1, len(found), squeeze=False))
+    for axes, (problem, entries) in zip(panels, found.items(), strict=True):
+        scatter(axes, entries, "corrected")
+        axes.set_title(problem, fontsize=8)
+    panels[0].legend(fontsize=8, frameon=False)
     return figure
 
 
