@@ -439,7 +439,7 @@ def test_an_exception_leaves_the_last_good_state():
 
 def test_the_last_good_state_is_found_with_the_weights_of_its_time(monkeypatch):
     # Calls of the loop end where weights change, however slow the machine is: steps are repeated.
-    monkeypatch.setattr("opifex.training.multilevel.train._CALL_SECONDS", 1e9)
+    monkeypatch.setattr("opifex.training.multilevel.smoothing._CALL_SECONDS", 1e9)
     stopped, wanted = trainer(), trainer()
     with pytest.raises(NonFiniteLossError):
         stopped.fit(

@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from opifex.models import MLP
 from opifex.training import program_cache
 from opifex.training.loop import CompiledLoop, LoopState, owned
+from opifex.training.multilevel import CascadeTrainer, MultilevelConfig
 from opifex.training.objective import Objective, split_model
 from opifex.training.program_cache import compiled_program, program_folder
 from opifex.training.smoother import as_smoother
@@ -208,3 +209,14 @@ def test_a_loaded_training_program_takes_the_same_steps(folder, monkeypatch):
     assert np.array_equal(losses, again)
     for one, other in zip(*map(jax.tree.leaves, (first.params, second.params)), strict=True):
         assert jnp.array_equal(one, other)
+
+
+@pytest.mark.parametrize("keep_programs", [True, False])
+def test_a_trainer_keeps_programs_where_its_settings_say_so(folder, keep_programs):
+    def loss(model, x):
+        return jnp.mean(model(x) ** 2)
+
+    config = MultilevelConfig(1, level_epochs=[1], keep_programs=keep_programs)
+    trainer = CascadeTrainer([MLP(1, 1, [2], rngs=nnx.Rngs(0))], config=config)
+    trainer.fit(loss, (jnp.ones((3, 1)),))
+    assert len(kept(folder)) == keep_programs

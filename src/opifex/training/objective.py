@@ -103,7 +103,7 @@ class Objective:
         rest: all variables of that model that are not parameters.
         key: random key for the loss, or ``None``.
         shift: a tree $v$ like the parameters $x$: $\langle v, x \rangle$ is subtracted from the loss
-            (the correction $\tau$ of first-order coherence, see `opifex.training.multilevel.train`).
+            (the $\tau$ of first-order coherence, see `opifex.training.multilevel.coarse_correction`).
         frame: parameters of a larger model around the present ones (a Galerkin coarse objective).
         weights: one per residual term, in the place of its own ``weight``, shape (terms,); ``None``
             where the terms' own are meant. Other weights need no other program.

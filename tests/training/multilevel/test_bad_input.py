@@ -75,6 +75,7 @@ def rejects(function: Callable[..., Any], case: Case) -> None:
         ({"warmup_epochs": None}, TypeError, "warmup_epochs must be an integer"),
         ({"verify_transfers": 1}, TypeError, "verify_transfers must be a bool, got 1"),
         ({"compile_ahead": None}, TypeError, "compile_ahead must be a bool, got None"),
+        ({"keep_programs": "no"}, TypeError, "keep_programs must be a bool, got 'no'"),
     ],
 )
 def test_config(case: Case) -> None:

@@ -25,6 +25,8 @@ class MultilevelConfig:
             transfer which promises to preserve the function does so.
         compile_ahead: whether `fit` compiles the next level's program in a thread while the present
             level trains.
+        keep_programs: whether compiled programs are kept for later processes, in a folder of the user
+            (see `opifex.training.program_cache`, also for what the environment may say).
 
     Raises:
         TypeError: if a number has the wrong type.
@@ -44,12 +46,13 @@ class MultilevelConfig:
     warmup_epochs: int = 0
     verify_transfers: bool = True
     compile_ahead: bool = True
+    keep_programs: bool = True
 
     def __post_init__(self) -> None:
         levels = check_positive_int("num_levels", self.num_levels)
         check_fraction("coarsening_factor", self.coarsening_factor)
         check_nonnegative_int("warmup_epochs", self.warmup_epochs)
-        for name in ("verify_transfers", "compile_ahead"):
+        for name in ("verify_transfers", "compile_ahead", "keep_programs"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         if self.level_epochs is None:

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from opifex.core.checks import check_callable, check_positive_int
 from opifex.training.loop import as_arrays, steps_per_epoch
-from opifex.training.objective import Objective
+from opifex.training.objective import Objective, hashable, plain
 
 Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 """``draw(model, data, key)``: new data of the same shapes. It is compiled."""
@@ -23,7 +24,7 @@ Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 LevelData = tuple[Any, ...] | list[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
 """A tuple of arrays for all levels, a list with one tuple per level, or a function of the level."""
 
-__all__ = ["Draw", "LevelData", "Resampled", "check_arity", "data_per_level"]
+__all__ = ["Draw", "LevelData", "Resampled", "check_arity", "data_per_level", "redrawn"]
 
 # Share of the samples that an epoch may leave out without a word.
 _LEFT_OUT = 0.1
@@ -62,6 +63,36 @@ class Resampled:
         check_callable("draw", self.draw)
         if self.every is not None:
             check_positive_int("every", self.every)
+
+
+def redrawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) -> tuple[Any, ...]:
+    """What a function makes of the data of an objective.
+
+    Args:
+        draw: the function.
+        objective: the present objective, with all variables of the model.
+        params: the present parameters.
+        key: random key.
+
+    Raises:
+        ValueError: if the new data do not fit the compiled program of the level.
+    """
+    new = _draw_program(hashable(draw), objective.structure)(objective, params, key)
+    found, wanted = (
+        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", data)
+        for data in (new, objective.data)
+    )
+    if found != wanted:
+        raise ValueError(f"draw must return data like that of the level, {wanted}, got {found}")
+    return jax.block_until_ready(new)
+
+
+@lru_cache(maxsize=64)
+def _draw_program(draw: Any, structure: Any) -> Any:
+    del structure  # bounds the life of the program, as in the compiled loop
+    return jax.jit(
+        lambda objective, params, key: plain(draw)(objective.model(params), objective.data, key)
+    )
 
 
 def data_per_level(

@@ -1,16 +1,31 @@
-"""The model that a transfer makes for the next finer level, checked."""
+"""Going on to the next finer level, with the model that a transfer makes for it, checked."""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from opifex.training.multilevel.transfer import Transfer
+from opifex.training.multilevel.programs import Programs
+from opifex.training.multilevel.run import Run
+from opifex.training.multilevel.state import LevelState
+from opifex.training.multilevel.transfer import (
+    Transfer,
+    TransferError,
+    function_difference,
+    inputs_for,
+    verify_transfer,
+)
+from opifex.training.objective import Objective
 
-__all__ = ["interpolated"]
+__all__ = ["interpolate", "interpolated"]
+
+_CHECKED_ROWS = 4
 
 
 def interpolated(
@@ -59,3 +74,60 @@ def _takes_loss(transfer: Transfer) -> bool:
         return "loss" in inspect.signature(transfer).parameters
     except (TypeError, ValueError):
         return False
+
+
+def interpolate(run: Run, programs: Programs, level: int) -> None:
+    """Enter a ``level`` of a ``run``, and its ``programs``, with what the transfer makes of it.
+
+    Raises:
+        TransferError: if the transfer does not keep the function that it promises to keep.
+    """
+    task, coarse = run.task, run.state.levels[level - 1]
+    models = coarse.model, run.state.levels[level].model
+    new_model = interpolated(task.transfer, *models, loss=run.last_loss)
+    moved = None
+    if coarse.smoother is not None:
+        moved = task.move_state(level - 1, coarse.smoother, models[0], new_model)
+    new = LevelState.of(new_model, moved)
+    if task.config.verify_transfers and getattr(task.transfer, "preserves_function", False):
+        _verify(run, coarse, new, run.state.data[level])
+    if new.structure != run.predicted[level].structure:
+        programs.forget(level)  # they are for another model
+    run.history.record_transition(level - 1, level)
+    levels = list(run.state.levels)
+    levels[level] = run.predicted[level] = new
+    run.keep(replace(run.state, level=level, levels=tuple(levels)))
+
+
+def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...]) -> None:
+    """Check on a few rows of the data that both models compute the same.
+
+    Models that cannot be called with the data are compared by their losses, to half of the digits
+    only, since nobody knows how a loss amplifies rounding.
+    """
+    rows = jax.tree.map(lambda leaf: leaf[:_CHECKED_ROWS] if leaf.ndim else leaf, data)
+    models = coarse.model, fine.model
+    inputs = inputs_for(*models, rows)
+    if inputs is None:
+        before, after = (_loss(run, level, data) for level in (coarse, fine))
+        if not abs(after - before) <= abs(before) * float(jnp.finfo(jnp.float32).eps) ** 0.5:
+            raise TransferError(
+                f"the transfer does not preserve the function: the loss is {before} on the "
+                f"coarse level and {after} on the fine one"
+            )
+        return
+    difference, allowed = function_difference(*nnx.split(models[0]), *nnx.split(models[1]), inputs)
+    if not float(difference) <= float(allowed):
+        verify_transfer(*models, *inputs)
+
+
+@lru_cache(maxsize=64)
+def _loss_program(structure: Any) -> Any:
+    del structure  # bounds the life of the program, as in the compiled loop
+    return jax.jit(lambda objective, params: objective.value(params))
+
+
+def _loss(run: Run, level: LevelState, data: tuple[Any, ...]) -> float:
+    objective = Objective(run.task.loss, level.graphdef, data, level.rest, jax.random.key(0))
+    program = run.compiled(_loss_program(objective.structure), objective, level.params)
+    return float(program(objective, level.params))

@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from opifex.training.objective import Objective, split_model
+from opifex.training.objective import Objective, hashable, split_model
 
 __all__ = ["CoarseVisit", "LevelState", "RunState"]
 
@@ -51,6 +51,13 @@ class LevelState(NamedTuple):
     def model(self) -> nnx.Module:
         """A new model with these values."""
         return nnx.merge(self.graphdef, self.params, self.rest, copy=True)
+
+    @property
+    def structure(self) -> Any:
+        """What decides the program of the level."""
+        leaves = self.params, self.rest
+        shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(leaves)]
+        return hashable(self.graphdef), jax.tree.structure(leaves), shapes
 
 
 class CoarseVisit(NamedTuple):

@@ -17,13 +17,14 @@ from opifex.training.multilevel.data import LevelData, Resampled, check_arity, d
 from opifex.training.multilevel.hierarchy import create_network_hierarchy
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.interpolation import interpolated
+from opifex.training.multilevel.metrics import check_evaluate
 from opifex.training.multilevel.monitor import Metrics, Monitor
-from opifex.training.multilevel.observation import check_evaluate
 from opifex.training.multilevel.optimizer import MultilevelAdam, MultilevelOptimizer
 from opifex.training.multilevel.plan import planned_epochs
 from opifex.training.multilevel.progress import progress_display
+from opifex.training.multilevel.run import Run, Task
 from opifex.training.multilevel.state import LevelState, RunState
-from opifex.training.multilevel.train import Task, train
+from opifex.training.multilevel.train import train
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
 from opifex.training.objective import LossFunction, check_loss, count_parameters
 
@@ -334,8 +335,7 @@ class CascadeTrainer:
                 balanced=balanced,
                 evaluate=evaluate,
                 monitor=watched,
-                verify=self.config.verify_transfers,
-                compile_ahead=self.config.compile_ahead,
+                config=self.config,
             )
             smoothers = [*self._smoothers]
             smoothers[start] = self.optimizer.state
@@ -351,7 +351,7 @@ class CascadeTrainer:
             state = RunState(start, tuple(levels), arrays, self._key if key is None else key)
             self.history.begin()
             try:
-                train(state, order, moves, task, self.history, self._keep)
+                train(Run(state, order, moves, task, self.history, self._keep))
             finally:
                 self._settle()
         return self.history

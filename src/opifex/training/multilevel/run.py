@@ -1,0 +1,184 @@
+"""A run while it goes on: what is trained, where it stands, which moves are to come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from opifex.training.balancing import Balanced
+from opifex.training.interrupt import Interruptible
+from opifex.training.multilevel.config import MultilevelConfig
+from opifex.training.multilevel.cycle import Correct, Cycle, Enter, Interpolate, Move, Smooth
+from opifex.training.multilevel.data import Resampled
+from opifex.training.multilevel.history import History
+from opifex.training.multilevel.monitor import Metrics, Monitor
+from opifex.training.multilevel.state import LevelState, RunState
+from opifex.training.multilevel.transfer import Transfer, TransferPlan, plan_transfer
+from opifex.training.multilevel.weights import Weights
+from opifex.training.objective import Objective
+from opifex.training.smoother import Smoother
+
+__all__ = ["Run", "Task"]
+
+MoveState = Callable[[int, Any, nnx.Module, nnx.Module], Any]
+"""``move(level, state, coarse_model, fine_model)``: smoother state for level ``level + 1``."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and how, on all levels: what does not change during a run.
+
+    Attributes:
+        loss: loss function, or tuple of residual terms.
+        smoothers: one per level.
+        batch_size: samples per step, or ``None``.
+        transfer: the transfer ``(coarse_model, fine_model) -> fine_model``.
+        move_state: transfer of the smoother's state.
+        resampled: how data are drawn anew, or ``None``.
+        balanced: how weights of residual terms are computed, or ``None``.
+        evaluate: metric, or ``None``.
+        monitor: evaluation interval, callbacks.
+        config: what is checked, compiled ahead and kept.
+    """
+
+    loss: Any
+    smoothers: tuple[Smoother, ...]
+    batch_size: int | None
+    transfer: Transfer
+    move_state: MoveState
+    resampled: Resampled | None
+    balanced: Balanced | None
+    evaluate: Metrics | None
+    monitor: Monitor
+    config: MultilevelConfig
+
+
+@dataclass(eq=False)
+class Run:
+    """One call of ``fit``.
+
+    Attributes:
+        state: where it stands.
+        cycle: the cycle, for what its coarse levels minimise.
+        moves: its moves.
+        task: what is trained.
+        history: record to append to.
+        keep_state: called with every new state. Whatever ends the run, the last one it got is good.
+        interruptible: knows whether Ctrl-C was pressed.
+        stopped: whether a callback has ended the run.
+        last_loss: of the last step, ``None`` before the first one.
+    """
+
+    state: RunState
+    cycle: Cycle
+    moves: Sequence[Move]
+    task: Task
+    history: History
+    keep_state: Callable[[RunState], None]
+    interruptible: Interruptible = field(default_factory=Interruptible)
+    stopped: bool = False
+    last_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        self.weights = Weights(self.task.balanced, self.history)
+        # What the transfers will make of the levels: found before any work, and compiled ahead.
+        self.predicted = list(self.state.levels)
+        # Steps of this run on each level that the user stood on.
+        self.taken: Counter[int] = Counter()
+        self._plans: dict[tuple[int, int], TransferPlan] = {}
+
+    @property
+    def finest(self) -> int:
+        """Number of the finest level."""
+        return len(self.state.levels) - 1
+
+    def keep(self, state: RunState) -> None:
+        """Go on from a new state."""
+        self.state = state
+        self.keep_state(state)
+
+    def check_interrupt(self) -> None:
+        """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed; all is kept."""
+        level, steps = self.state.level, self.history.num_steps
+        self.interruptible.check(
+            f"training interrupted; level {level} and all {steps} steps are kept"
+        )
+
+    def owner(self, level: int, user_level: int | None = None) -> int:
+        """The level whose loss is minimised where ``level`` is smoothed.
+
+        Args:
+            level: the level that is smoothed.
+            user_level: where the user stands then; by default where he stands now.
+        """
+        user_level = self.state.level if user_level is None else user_level
+        return user_level if self.cycle.coarse == "galerkin" and level < user_level else level
+
+    def objective(self, levels: Sequence[LevelState], level: int, owner: int) -> Objective:
+        """The objective of a level before the first transfer to it; the leaves fix shapes only."""
+        model = levels[owner]
+        objective = Objective(self.task.loss, model.graphdef, self.state.data[owner])
+        if self.task.balanced is not None:
+            objective = objective.at(weights=self.weights.of(model).weights)
+        if owner != level:
+            return objective.at(frame=model.params, layout=self.plan(level, owner))
+        if self.cycle.coarse == "rediscretised" and level < self.finest:
+            # The finest level never gets a linear term, so that every smoother may work there.
+            zero = jax.tree.map(jnp.zeros_like, levels[level].params)
+            return objective.at(shift=zero)
+        return objective
+
+    def position(self) -> tuple[Objective, Any, Any]:
+        """Objective, parameters and other variables of the level that is smoothed."""
+        state = self.state
+        if state.visits:
+            visit = state.visits[-1]
+            return visit.objective, visit.params, visit.rest
+        level = state.levels[state.level]
+        return self.objective(state.levels, state.level, state.level), level.params, level.rest
+
+    def moved(self, params: Any, rest: Any, **smoother: Any) -> RunState:
+        """The state with other variables where the run works."""
+        state = self.state
+        if not state.visits:
+            return state.with_level(state.level, params=params, rest=rest, **smoother)
+        visit = state.visits[-1]._replace(params=params, rest=rest)
+        state = replace(state, visits=(*state.visits[:-1], visit))
+        return state.with_level(visit.level, **smoother) if smoother else state
+
+    def plan(self, coarse: int, fine: int) -> TransferPlan:
+        """How parameters of a coarse level sit in those of a finer one."""
+        if (coarse, fine) not in self._plans:
+            models = (self.predicted[level].model for level in (coarse, fine))
+            self._plans[coarse, fine] = plan_transfer(*models)
+        return self._plans[coarse, fine]
+
+    def compiled(self, program: Any, *arguments: Any) -> Any:
+        """A jitted function compiled for its arguments, in the account where that belongs."""
+        with self.history.stopwatch.charge("compilation"):
+            return program.trace(*arguments).lower().compile()
+
+    def coming(self, index: int) -> Iterator[tuple[Move, int]]:
+        """The moves from one on, each with the level that the user stands on after it."""
+        user_level = self.state.level
+        for move in self.moves[index:]:
+            if isinstance(move, Enter | Interpolate):
+                user_level = move.level
+            yield move, user_level
+
+    def is_last_stay(self, index: int) -> bool:
+        """Whether no move after one changes the model of the level that the user stands on."""
+        if self.state.visits:
+            return False
+        for move in self.moves[index + 1 :]:
+            if isinstance(move, Enter | Interpolate):
+                return True
+            if isinstance(move, Correct) or (isinstance(move, Smooth) and move.epochs):
+                return False
+        return True
