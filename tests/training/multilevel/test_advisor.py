@@ -13,8 +13,8 @@ from opifex.core.metrics import relative_l2
 from opifex.models import FNO, MLP
 from opifex.optimization.second_order import LevenbergMarquardt
 from opifex.problems import Helmholtz, Poisson
-from opifex.training.multilevel import CascadeTrainer, advisor, recommend_schedule
-from opifex.training.multilevel.advisor import probes
+from opifex.training.multilevel import CascadeTrainer, recommend_schedule
+from opifex.training.multilevel.advisor import costs, probes
 from opifex.training.multilevel.advisor.schedule import choose_levels
 from opifex.training.multilevel.advisor.spectrum import grid_error, spectral_tail
 
@@ -40,7 +40,7 @@ def steps_take(monkeypatch):
             def train(self, *_):
                 return 1.0
 
-        monkeypatch.setattr(advisor, "Probe", Fixed)
+        monkeypatch.setattr(costs, "Probe", Fixed)
 
     return patch
 

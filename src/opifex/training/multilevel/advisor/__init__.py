@@ -26,7 +26,6 @@ carries out what it proposes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -41,38 +40,24 @@ from opifex.problems import Problem
 from opifex.training.loop import as_arrays
 from opifex.training.loop import steps_per_epoch as loop_steps
 from opifex.training.multilevel.advisor.candidates import (
-    Candidate,
     network_candidates,
     operator_candidates,
     operator_loss,
     problem_loss,
 )
-from opifex.training.multilevel.advisor.probes import Allowance, Probe, count_step, race
-from opifex.training.multilevel.advisor.schedule import ScheduleAdvice, choose_levels, shares_of
+from opifex.training.multilevel.advisor.costs import Costs, least_seconds
+from opifex.training.multilevel.advisor.probes import Allowance
+from opifex.training.multilevel.advisor.schedule import (
+    ScheduleAdvice,
+    level_to_arrive_at,
+    levels_before,
+    shares_of,
+)
 from opifex.training.multilevel.advisor.spectrum import spectral_tail
 from opifex.training.multilevel.config import MultilevelConfig
-from opifex.training.smoother import LeastSquaresSmoother, Smoother, as_smoother
+from opifex.training.smoother import LeastSquaresSmoother, as_smoother
 
 __all__ = ["ScheduleAdvice", "recommend_schedule", "spectral_tail"]
-
-ESTIMATED = "estimated from points and parameters, since timing would take too much"
-
-
-def _product_speed() -> float:
-    """Multiplications and additions per processor second of a product of matrices."""
-    matrix = np.ones((256, 256), np.float32)
-    times = []
-    for _ in range(3):
-        clock = time.process_time()
-        for _ in range(4):
-            matrix = matrix @ matrix * 0.0
-        times.append(time.process_time() - clock)
-    return 4 * 2 * 256**3 / max(min(times), 1e-4)
-
-
-def _least_seconds(finest: Candidate, samples: int, budget: int) -> float:
-    """What a budget takes at the very least: forward and backward at the speed of a matrix product."""
-    return budget * 6 * finest.work * samples / _product_speed()
 
 
 def _models(finest_model: Any) -> list[Any]:
@@ -95,64 +80,6 @@ def _check_models(source: Any, models: Sequence[Any]) -> None:
         f"may be MultiscaleMLP, too; got {type(source).__name__} and "
         f"{[type(model).__name__ for model in models]}"
     )
-
-
-def _startable(candidates: Sequence[Candidate], last: int) -> list[int]:
-    """The level to arrive at, and the coarser ones that training may start from."""
-    return [*(i for i in range(last) if candidates[i].usable), last]
-
-
-class _Costs:
-    """Costs of a step, as exactly as the allowance permits."""
-
-    def __init__(
-        self,
-        candidates: Sequence[Candidate],
-        allowance: Allowance,
-        options: tuple[Any, Smoother, int | None],
-        samples: int | None,
-    ) -> None:
-        self._candidates, self._allowance, self._options = candidates, allowance, options
-        self._samples = samples
-        self._probes: dict[int, Probe] = {}
-        self.seconds: dict[int, float] = {}
-
-    def probe(self, level: int) -> Probe:
-        """The traced step of a level."""
-        if level not in self._probes:
-            self._probes[level] = Probe(self._candidates[level], *self._options, self._allowance)
-        return self._probes[level]
-
-    def time(self, levels: Sequence[int]) -> None:
-        """Time levels, the cheapest first, as far as the allowance goes."""
-        for level in sorted(levels, key=lambda i: self._candidates[i].work):
-            if level in self.seconds:
-                continue
-            allowance = self._allowance
-            if not allowance.allows(allowance.trace_seconds + allowance.compilation):
-                return
-            self.seconds[level] = self.probe(level).step_seconds()
-
-    def relative(self, levels: Sequence[int]) -> tuple[list[float], str]:
-        """Costs of all levels over that of the finest; exact ones for the levels that matter."""
-        work = [candidate.work for candidate in self._candidates]
-        last = len(work) - 1
-        if set(levels) <= set(self.seconds) and last in self.seconds:
-            scale = self.seconds[last]
-            exact = [self.seconds.get(i, scale * work[i] / work[last]) for i in range(last + 1)]
-            return [cost / scale for cost in exact], "timed"
-        counts: dict[int, float] = {}
-        for level in dict.fromkeys([*levels, last]):
-            if not self._allowance.allows(1.5 * self._allowance.trace_seconds):
-                break
-            counts[level] = count_step(
-                self._candidates[level], self._options[0], self._samples, self._allowance
-            )
-        if all(counts.get(level) for level in [*levels, last]):
-            scale = counts[last]
-            exact = [counts.get(i, scale * work[i] / work[last]) for i in range(last + 1)]
-            return [cost / scale for cost in exact], "counted in operations"
-        return [cost / work[last] for cost in work], ESTIMATED
 
 
 def recommend_schedule(
@@ -253,6 +180,7 @@ def recommend_schedule(
             models, source, points, factor=factor, coarsest_error=coarsest_error
         )
         loss, batch_size, samples = problem_loss(models[-1], source), None, None
+        enough = "what is wanted"
     else:
         inputs, outputs = (np.asarray(part) for part in source)
         candidates, reason = operator_candidates(
@@ -266,11 +194,12 @@ def recommend_schedule(
             grid_kind=grid_kind or models[-1].grid_kind,
         )
         loss, samples = operator_loss, batch_size or len(inputs)
-    reasons, finest = [reason], len(candidates) - 1
+        enough = f"half of {target_error:.2g}"
+    finest = len(candidates) - 1
     if seconds is None:
-        seconds = _least_seconds(candidates[-1], samples or 1, budget)
+        seconds = least_seconds(candidates[-1], samples or 1, budget)
     allowance = Allowance(max_share * seconds, began)
-    costs = _Costs(candidates, allowance, (loss, smoother, batch_size), samples)
+    costs = Costs(candidates, allowance, (loss, smoother, batch_size), samples)
     if isinstance(source, Problem) and isinstance(smoother, LeastSquaresSmoother):
         levels, relative = [finest], [1.0] * (finest + 1)
         reasons = [
@@ -278,44 +207,11 @@ def recommend_schedule(
             "one it ended with larger errors on every problem that was measured"
         ]
     else:
-        last = next((i for i, level in enumerate(candidates) if level.adequate), finest)
-        held = [f"{level} ({level.known})" for level in candidates[: last + 1]]
-        enough = "what is wanted" if isinstance(source, Problem) else f"half of {target_error:.2g}"
-        reasons.append(
-            f"of {', '.join(held)} the last one is the coarsest that is good enough for {enough}"
-            if candidates[last].adequate
-            else f"no level is coarse and good enough for {enough}: {', '.join(held)}"
+        last, chosen_by = level_to_arrive_at(candidates, costs, allowance, enough)
+        levels, relative, paid_by = levels_before(
+            last, candidates, costs, allowance, seconds=seconds, max_cost_ratio=max_cost_ratio
         )
-        # Only levels that may be chosen are measured, finer ones for the race.
-        costs.time([*_startable(candidates, last), *range(last + 1, finest + 1)])
-        rivals = {i: costs.seconds[i] for i in range(last, finest + 1) if i in costs.seconds}
-        won = race(candidates, rivals, costs.probe, allowance) if last in rivals else None
-        if won is not None:
-            last, told = won
-            reasons.append(f"{told}: {candidates[last]} is the one to arrive at")
-        relative, how = costs.relative(_startable(candidates, last))
-        compile_seconds = allowance.compile_seconds
-        if compile_seconds is None and how != ESTIMATED:
-            compile_seconds = allowance.compilation
-        usable = [
-            level.usable and len(level.size) == len(candidates[last].size) for level in candidates
-        ]
-        levels, told_levels = choose_levels(
-            last,
-            usable,
-            relative,
-            seconds=seconds,
-            compile_seconds=compile_seconds,
-            max_cost_ratio=max_cost_ratio,
-        )
-        reasons += told_levels
-        reasons.append(
-            "time is shared as "
-            + ", ".join(f"{share:.0%}" for share in shares_of(len(levels)))
-            + " from coarse to fine; a step costs "
-            + ", ".join(f"{relative[level]:.2g}" for level in levels)
-            + f" of one of the finest model, {how}"
-        )
+        reasons = [reason, *chosen_by, *paid_by]
     cost_seconds = allowance.spent
     reasons.append(
         f"measuring took {cost_seconds:.2g} s, {cost_seconds / seconds:.1%} of {seconds:.3g} s"
@@ -323,10 +219,7 @@ def recommend_schedule(
     chosen = [candidates[i] for i in levels]
     data = [level.data for level in chosen]
     per_epoch = 1 if batch_size is None else loop_steps(as_arrays(data[-1]), batch_size)
-    epochs = [
-        max(1, math.floor(share * budget / relative[level] / per_epoch))
-        for share, level in zip(shares_of(len(levels)), levels, strict=True)
-    ]
+    shares = zip(shares_of(len(levels)), levels, strict=True)
     timed = all(level in costs.seconds for level in levels)
     advice = ScheduleAdvice(
         sizes=tuple(level.size for level in chosen),
@@ -334,7 +227,9 @@ def recommend_schedule(
         relative_cost=tuple(relative[level] for level in levels),
         step_seconds=tuple(costs.seconds[level] for level in levels) if timed else (),
         config=MultilevelConfig(
-            num_levels=len(levels), coarsening_factor=1 / factor, level_epochs=epochs
+            num_levels=len(levels),
+            coarsening_factor=1 / factor,
+            level_epochs=[max(1, int(s * budget / relative[i] / per_epoch)) for s, i in shares],
         ),
         data=data,
         reasons=tuple(reasons),

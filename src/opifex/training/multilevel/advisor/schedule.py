@@ -9,9 +9,18 @@ from typing import Any
 from flax import nnx
 from rich.console import Console
 
+from opifex.training.multilevel.advisor.candidates import Candidate
+from opifex.training.multilevel.advisor.costs import ESTIMATED, Costs
+from opifex.training.multilevel.advisor.probes import Allowance, race
 from opifex.training.multilevel.config import MultilevelConfig
 
-__all__ = ["ScheduleAdvice", "choose_levels", "shares_of"]
+__all__ = [
+    "ScheduleAdvice",
+    "choose_levels",
+    "level_to_arrive_at",
+    "levels_before",
+    "shares_of",
+]
 
 OVERHEAD = 2.0
 """A further level costs the compilation of its program and about as much again for the transfer."""
@@ -154,3 +163,84 @@ def choose_levels(
         levels.insert(0, coarse)
         share /= 2
     return levels, reasons
+
+
+def _startable(candidates: Sequence[Candidate], last: int) -> list[int]:
+    """The level to arrive at, and the coarser ones that training may start from."""
+    return [*(i for i in range(last) if candidates[i].usable), last]
+
+
+def level_to_arrive_at(
+    candidates: Sequence[Candidate], costs: Costs, allowance: Allowance, enough: str
+) -> tuple[int, list[str]]:
+    """The coarsest level that is good enough, or the winner of a race with the finer ones.
+
+    Args:
+        candidates: the levels, coarsest first.
+        costs: of their steps.
+        allowance: what measuring may take.
+        enough: what good enough is, in words.
+
+    Returns:
+        The level, and sentences.
+    """
+    finest = len(candidates) - 1
+    last = next((i for i, level in enumerate(candidates) if level.adequate), finest)
+    held = ", ".join(f"{level} ({level.known})" for level in candidates[: last + 1])
+    reasons = [
+        f"of {held} the last one is the coarsest that is good enough for {enough}"
+        if candidates[last].adequate
+        else f"no level is coarse and good enough for {enough}: {held}"
+    ]
+    # Only levels that may be chosen are measured, finer ones for the race.
+    costs.time([*_startable(candidates, last), *range(last + 1, finest + 1)])
+    rivals = {i: costs.seconds[i] for i in range(last, finest + 1) if i in costs.seconds}
+    won = race(candidates, rivals, costs.probe, allowance) if last in rivals else None
+    if won is not None:
+        last, told = won
+        reasons.append(f"{told}: {candidates[last]} is the one to arrive at")
+    return last, reasons
+
+
+def levels_before(
+    last: int,
+    candidates: Sequence[Candidate],
+    costs: Costs,
+    allowance: Allowance,
+    *,
+    seconds: float,
+    max_cost_ratio: float,
+) -> tuple[list[int], list[float], list[str]]:
+    """Coarser levels where they save more than they cost, see `choose_levels`.
+
+    Args:
+        last: the level to arrive at.
+        candidates: the levels, coarsest first.
+        costs: of their steps.
+        allowance: knows what compiling a program takes.
+        seconds: of training.
+        max_cost_ratio: largest cost of a level's step relative to that of the next finer level.
+
+    Returns:
+        The levels, ``last`` included; costs of a step of all levels over that of the finest; sentences.
+    """
+    relative, how = costs.relative(_startable(candidates, last))
+    compile_seconds = allowance.compile_seconds
+    if compile_seconds is None and how != ESTIMATED:
+        compile_seconds = allowance.compilation
+    axes = len(candidates[last].size)
+    levels, reasons = choose_levels(
+        last,
+        [level.usable and len(level.size) == axes for level in candidates],
+        relative,
+        seconds=seconds,
+        compile_seconds=compile_seconds,
+        max_cost_ratio=max_cost_ratio,
+    )
+    shares = ", ".join(f"{share:.0%}" for share in shares_of(len(levels)))
+    prices = ", ".join(f"{relative[level]:.2g}" for level in levels)
+    reasons.append(
+        f"time is shared as {shares} from coarse to fine; a step costs {prices} of one of the finest "
+        f"model, {how}"
+    )
+    return levels, relative, reasons
