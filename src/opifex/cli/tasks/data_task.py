@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flax import nnx
 from opifex.cli.settings import DataSettings, RunSettings
 from opifex.cli.tasks.samples import read_samples
 from opifex.cli.tasks.task import ERROR, TrainingTask
+from opifex.core.batches import in_batches
 from opifex.data import FieldNormalizer
 from opifex.models import NormalizedModel
 from opifex.storage import save_model
@@ -112,8 +114,7 @@ class DataTask(TrainingTask):
         at_once = len(inputs) if self.table else _EVALUATED_AT_ONCE
 
         def evaluate(model: Any) -> dict[str, Any]:
-            pieces = (inputs[i : i + at_once] for i in range(0, len(inputs), at_once))
-            found = jnp.concatenate([self.output_of(model, piece) for piece in pieces], axis=0)
+            found = jnp.concatenate(in_batches(partial(self.output_of, model), inputs, at_once))
             return {ERROR: self.relative_error(found, jnp.asarray(outputs))}
 
         return evaluate

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -62,5 +61,5 @@ class OperatorTask(DataTask):
     def error_fields(self, model: Any) -> np.ndarray:
         """Errors in the first channel of a few samples, held-out ones where there are some."""
         inputs, outputs = self.samples.examples(_FIELDS_OF_SPECTRA)
-        found = self._compiled(model, jnp.asarray(self.normalized(inputs)))
+        found = self._compiled(model, self.normalized(inputs))
         return np.asarray(found)[..., 0] - outputs[..., 0]

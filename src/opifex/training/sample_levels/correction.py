@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from opifex.core.batches import in_batches
 from opifex.core.checks import (
     check_callable,
     check_nonnegative_int,
@@ -44,6 +46,9 @@ __all__ = ["CorrectedSamples", "Correction", "correct_samples"]
 
 HELD_OUT = 8
 """One pair in this many is kept to measure the correction."""
+
+EVALUATED_AT_ONCE = 256
+"""Samples that are corrected together."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +120,12 @@ def _learn(
 
 
 @nnx.jit
-def _evaluated(model: Any, fields: Any) -> jax.Array:
+def _compiled(model: Any, fields: Any) -> jax.Array:
     return model(fields)
 
 
-def _apply(model: NormalizedModel, fields: np.ndarray, batch: int = 256) -> np.ndarray:
-    parts = [
-        np.asarray(_evaluated(model, fields[i : i + batch])) for i in range(0, len(fields), batch)
-    ]
-    return np.concatenate(parts)
+def _evaluated(model: NormalizedModel, fields: np.ndarray) -> np.ndarray:
+    return np.asarray(_compiled(model, fields))
 
 
 def correct_samples(
@@ -208,7 +210,7 @@ def correct_samples(
             batch_size,
             seed,
         )
-        found = _apply(model, fields)
+        found = np.concatenate(in_batches(partial(_evaluated, model), fields, EVALUATED_AT_ONCE))
         seconds = time.process_time() - start
         scale = np.asarray(FieldNormalizer.fit(finer.outputs).deviation)
 

@@ -197,14 +197,19 @@ def compare_sample_levels(
     found = [checked(data, level, num_samples) for level, data in enumerate(samples)]
     if num_samples < 2:
         raise ValueError(f"samples must be at least 2 on each level, got {num_samples}")
-    for level, data in enumerate(found):
-        check_same_inputs(found[-1].inputs, data.inputs, level)
-    fields = [np.asarray(data.outputs, np.float64) for data in found]
+    return _compared(found, costs)
+
+
+def _compared(samples: Sequence[OperatorData], seconds: Sequence[float]) -> SampleLevels:
+    """Compare samples that are checked one by one, but not yet against each other."""
+    for level, data in enumerate(samples):
+        check_same_inputs(samples[-1].inputs, data.inputs, level)
+    fields = [np.asarray(data.outputs, np.float64) for data in samples]
     variance = _variance(fields[-1])
     if variance == 0:
         raise ValueError("solve gives the same outputs for all samples on the highest level")
     apart = [[_variance(one - other) / variance for other in fields] for one in fields]
-    return SampleLevels(costs, variance, np.asarray(apart), num_samples)
+    return SampleLevels(tuple(seconds), variance, np.asarray(apart), len(fields[-1]))
 
 
 def measure_sample_levels(
@@ -240,4 +245,4 @@ def measure_sample_levels(
     enough = TIMED_SHARE * seconds[0] * num_samples
     for level in range(highest):
         seconds.insert(level, _seconds_per_sample(solve, level, num_samples, seed, enough))
-    return compare_sample_levels(samples, seconds)
+    return _compared(samples, seconds)
