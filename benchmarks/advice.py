@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 
 from advice_grid import NAME as GRID
-from advice_grid import RACES
+from advice_grid import RACES, tuned_levels, tuned_seconds
 from common import median, parser, read_results, write_results
 from operator_time_to_accuracy import OperatorCourse
 from opifex.training.multilevel import ScheduleAdvice, recommend_schedule
 from pinn_time_to_accuracy import PinnCourse
-from race import CONSOLE, Course
+from race import CONSOLE, Course, first
 
 Row = dict[str, Any]
 
@@ -75,6 +75,11 @@ def advise(
     return levels, advice, spent
 
 
+def lowest_error(row: Row) -> float:
+    """The lowest error on the curve of an entry."""
+    return min(point[3] for point in row["curve"])
+
+
 def time_over_best(rows: Sequence[Row], levels: Sequence[int], which: int) -> Row:
     """The proposed sizes against the whole grid: seconds to a target.
 
@@ -97,7 +102,7 @@ def time_over_best(rows: Sequence[Row], levels: Sequence[int], which: int) -> Ro
         return {**found, "ratio": own and own / of_all, "by": "time"}
     if not same:
         return {**found, "ratio": None, "by": "not in the grid"}
-    lowest = [min(point[3] for row in part for point in row["curve"]) for part in (same, rows)]
+    lowest = [min(map(lowest_error, part)) for part in (same, rows)]
     return {**found, "ratio": lowest[0] / lowest[1], "by": "error"}
 
 
@@ -132,12 +137,7 @@ def judged(name: str, grid: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
 
 def best_entry(grid: Sequence[Row], course: Course, which: int) -> str:
     """The sizes of the fastest entry, or of the lowest one where none reached the target."""
-    there = [row for row in grid if row["seconds"][which]]
-    best = (
-        min(there, key=lambda row: row["seconds"][which])
-        if there
-        else min(grid, key=lambda row: min(point[3] for point in row["curve"]))
-    )
+    best = first(grid, lambda row: row["seconds"][which], lowest_error)
     return " to ".join(course.sizes[level] for level in best["levels"])
 
 
@@ -167,15 +167,11 @@ def tuned_rows(course: Course, results: dict[str, Any]) -> list[Row]:
 
     It is known there with which error an entry ended, so that its time is that of its end.
     """
-    index = [course.sizes.index(size) for size in results["sizes"]]
     clock = "seconds_with_compilation_and_transfers"
     return [
         {
-            "levels": [index[level] for level in row["plan"]["levels"]],
-            "seconds": [
-                row[clock] if row["lowest_error"] <= target["target"] else None
-                for target in results["targets"]
-            ],
+            "levels": list(tuned_levels(course, results, row)),
+            "seconds": [tuned_seconds(row, target["target"]) for target in results["targets"]],
             "curve": [[row["seconds"], row[clock], 0.0, row["lowest_error"]]],
         }
         for row in results["tuning"]

@@ -8,14 +8,15 @@ was run are tried with all rates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from common import curve, parser, read_results, write_results
 from darcy_small import COURSE as DARCY_SMALL
 from operator_time_to_accuracy import COURSES as OPERATORS
 from pinn_time_to_accuracy import COURSES as PINNS
-from race import CONSOLE, TUNING_SEED, Course, Entry, Plan, entries, label, reached
+from race import CONSOLE, TUNING_SEED, Course, Entry, Plan, entries, first, label, reached
 
 RACES: dict[str, Course] = {
     course.name: course for course in (*PINNS.values(), DARCY_SMALL, *OPERATORS.values())
@@ -26,31 +27,39 @@ NAME = "advice_grid"
 Row = dict[str, Any]
 
 
-def fastest_row(rows: Sequence[Row], target: float) -> Row:
-    """The tuned entry that came under a target in the least time; else the one that came lowest."""
-    clock = "seconds_with_compilation_and_transfers"
-    there = [row for row in rows if row["lowest_error"] <= target]
-    if there:
-        return min(there, key=lambda row: row[clock])
-    return min(rows, key=lambda row: row["lowest_error"])
+def tuned_seconds(row: Row, target: float) -> float | None:
+    """What a tuned entry took in all, if it came under a target."""
+    reached_it = row["lowest_error"] <= target
+    return row["seconds_with_compilation_and_transfers"] if reached_it else None
+
+
+def tuned_levels(course: Course, results: dict[str, Any], row: Row) -> tuple[int, ...]:
+    """The sizes of a tuned entry, by what they are called: some may have been added since."""
+    return tuple(course.sizes.index(results["sizes"][level]) for level in row["plan"]["levels"])
 
 
 def tuned_entries(course: Course, results: dict[str, Any]) -> Iterator[Entry]:
     """The entries to run: of each plan those that its tuning found best for the targets."""
-    # Sizes may have been added since: what was tuned is found by what the sizes are called.
-    index = [course.sizes.index(size) for size in results["sizes"]]
     plans: dict[Plan, list[Row]] = {}
     for row in results["tuning"]:
         given = row["plan"]
-        levels = tuple(index[level] for level in given["levels"])
+        levels = tuned_levels(course, results, row)
         plan = Plan(levels, tuple(given["shares"]), tuple(given["factors"]))
         plans.setdefault(plan, []).append(row)
     for plan, rows in plans.items():
-        chosen = [fastest_row(rows, target["target"]) for target in results["targets"]]
+        chosen = [
+            first(
+                rows,
+                partial(tuned_seconds, target=target["target"]),
+                lambda row: row["lowest_error"],
+            )
+            for target in results["targets"]
+        ]
         yield from dict.fromkeys(
             Entry(plan, row["rate"], row["schedule"], row["budget"]) for row in chosen
         )
-    new = [Plan((level,)) for level in range(len(course.sizes)) if level not in index]
+    added = [level for level, size in enumerate(course.sizes) if size not in results["sizes"]]
+    new = [Plan((level,)) for level in added]
     yield from (entry for entry in entries(course, new) if entry.budget == course.budget)
 
 

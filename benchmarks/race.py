@@ -183,14 +183,21 @@ def tune(course: Course, side: str, plans: Sequence[Plan]) -> list[Trial]:
     return trials
 
 
+def first(
+    tried: Sequence[Any], seconds: Callable[[Any], float | None], error: Callable[[Any], float]
+) -> Any:
+    """What was there first, by its seconds; where nothing was, what came lowest."""
+    return min(tried, key=lambda one: (seconds(one) or float("inf"), error(one)))
+
+
 def fastest(trials: Sequence[Trial], target: float) -> Entry:
     """The entry that reached a target first; if none did, the one that ended lowest."""
 
-    def key(trial: Trial) -> tuple[float, float]:
+    def seconds(trial: Trial) -> float | None:
         found = reached(trial.history, target)
-        return (float("inf") if found is None else found[1], final(trial.history))
+        return found and found[1]
 
-    return min(trials, key=key).entry
+    return first(trials, seconds, lambda trial: final(trial.history)).entry
 
 
 def outcome(history: History, target: float) -> dict[str, Any]:
