@@ -7,9 +7,12 @@ import os
 import jax
 import pytest
 
+from shapes import leave_functions_without_arrays
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Share programs between tests, workers and runs; traces, which tests count, are not kept."""
+    leave_functions_without_arrays()
     folder = config.rootpath / ".pytest_cache" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
