@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,3 +42,32 @@ def test_the_library_is_checked():
     with pytest.raises(TypeCheckError, match="HiddenLayer"):
         model.hidden[0](np.ones((4, 2)))
     assert model(np.ones((4, 2))).shape == (4, 1)  # only whole models take NumPy arrays
+
+
+Matrix = Float[np.ndarray, "rows columns"]
+
+
+def number_of_columns(matrix: Matrix) -> int:
+    return matrix.shape[-1]
+
+
+def half(number: int) -> int:
+    return number // 2
+
+
+@dataclass
+class Pair:
+    one: Float[np.ndarray, " n"]
+    other: Float[np.ndarray, " n"]
+
+
+def test_functions_are_checked_where_their_annotations_speak_of_arrays():
+    check = jaxtyped(typechecker=checked)
+    assert check(half) is half
+    assert check(number_of_columns)(np.ones((2, 3))) == 3
+    with pytest.raises(TypeCheckError, match="number_of_columns"):
+        check(number_of_columns)(np.ones(3))
+    pair = check(Pair)
+    pair(np.ones(2), np.ones(2))
+    with pytest.raises(TypeCheckError, match="__init__"):
+        pair(np.ones(2), np.ones(3))
