@@ -254,7 +254,9 @@ def test_problems_and_methods_are_listed(command):
     assert "levenberg-marquardt: " in command("problems", "--methods")
 
 
-@pytest.mark.parametrize("arguments", [["problems"], ["run", "wrong.yaml"]])
+@pytest.mark.parametrize(
+    "arguments", [pytest.param(["problems"], marks=pytest.mark.slow), ["run", "wrong.yaml"]]
+)
 def test_the_installed_command(tmp_path, arguments):
     script = Path(sys.executable).with_name("opifex-multilevel")
     if not script.exists():
