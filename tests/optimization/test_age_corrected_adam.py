@@ -51,7 +51,8 @@ def with_params(model, params):
 
 @settings(deadline=None, max_examples=10)
 @given(
-    shapes=st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=3),
+    # Few shapes, so that one example uses the programs of another.
+    shapes=st.sampled_from([[()], [(3,), (1, 4)], [(2, 1, 3), (), (3,)]]),
     seed=st.integers(0, 10_000),
     b1=st.floats(0, 0.99),
     b2=st.floats(0, 0.9999),
