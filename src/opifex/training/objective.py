@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ __all__ = [
     "conjugate_gradient",
     "count_parameters",
     "hashable",
+    "kept_program",
     "plain",
     "split_model",
 ]
@@ -68,6 +70,19 @@ def hashable(value: Any) -> Any:
 def plain(value: Any) -> Any:
     """The static value itself, whatever `hashable` made of it."""
     return value.value if isinstance(value, _ByIdentity) else value
+
+
+@lru_cache(maxsize=256)
+def kept_program(function: Callable[..., Any], structure: Any, *static: Any) -> Any:
+    """A jitted function, kept by what decides its program, and freed with what falls out of the cache.
+
+    Args:
+        function: a function of the static values and then of arrays; a named one, not made anew.
+        structure: that of the objective among the arrays.
+        static: values that `hashable` has made fit for this.
+    """
+    del structure
+    return jax.jit(partial(function, *map(plain, static)))
 
 
 def check_loss(loss_fn: Any) -> LossFunction | tuple[ResidualTerm, ...]:

@@ -15,7 +15,6 @@ coarse level minimises $F_h$ itself over the entries that $P$ fills.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -33,22 +32,14 @@ __all__ = ["correct", "restrict"]
 _LOSS_COST = 1 / 3
 
 
-@lru_cache(maxsize=64)
-def _gradient_program(structure: Any) -> Any:
-    del structure  # bounds the life of the program, as in the compiled loop
-    return jax.jit(lambda objective, params: objective.value_and_gradient(params)[1])
+def _gradient(run: Run, *arguments: Any) -> Any:
+    return run.compiled(Objective.value_and_gradient, *arguments)(*arguments)[1]
 
 
-@lru_cache(maxsize=64)
-def _trial_program(structure: Any) -> Any:
+def _trial(objective: Objective, params: Any, correction: Any, length: Any) -> Any:
     """The loss after a multiple of a correction, and the parameters there."""
-    del structure
-
-    def trial(objective: Objective, params: Any, correction: Any, length: Any) -> Any:
-        moved = optax.tree.add_scale(params, length, correction)
-        return objective.value(moved), moved
-
-    return jax.jit(trial)
+    moved = optax.tree.add_scale(params, length, correction)
+    return objective.value(moved), moved
 
 
 def restrict(run: Run, programs: Programs, level: int) -> None:
@@ -88,11 +79,6 @@ def restrict(run: Run, programs: Programs, level: int) -> None:
     run.keep(replace(run.state, key=key, visits=(*run.state.visits, visit)))
 
 
-def _gradient(run: Run, objective: Objective, params: Any) -> Any:
-    program = run.compiled(_gradient_program(objective.structure), objective, params)
-    return program(objective, params)
-
-
 def correct(run: Run, programs: Programs, level: int) -> None:
     """Correct the ``level`` that the last visit of a ``run`` was for, by the longest step that pays.
 
@@ -107,7 +93,7 @@ def correct(run: Run, programs: Programs, level: int) -> None:
     key, now = jax.random.split(run.state.key)
     objective = objective.at(rest=rest, key=now)
     arguments = objective, params, correction
-    trial = run.compiled(_trial_program(objective.structure), *arguments, 1.0)
+    trial = run.compiled(_trial, *arguments, 1.0)
     price = _LOSS_COST * programs.operations(level, run.owner(level))
     before = float(trial(*arguments, 0.0)[0])
     run.history.record_extra_operations(price)

@@ -6,7 +6,6 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jaxtyping import PRNGKeyArray
 
 from opifex.core.checks import check_callable, check_positive_int
 from opifex.training.loop import as_arrays, steps_per_epoch
-from opifex.training.objective import Objective, hashable, plain
+from opifex.training.objective import Objective, hashable, kept_program
 
 Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 """``draw(model, data, key)``: new data of the same shapes. It is compiled."""
@@ -24,7 +23,7 @@ Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 LevelData = tuple[Any, ...] | list[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
 """A tuple of arrays for all levels, a list with one tuple per level, or a function of the level."""
 
-__all__ = ["Draw", "LevelData", "Resampled", "check_arity", "data_per_level", "redrawn"]
+__all__ = ["Draw", "LevelData", "Resampled", "check_arity", "data_per_level", "on_host", "redrawn"]
 
 # Share of the samples that an epoch may leave out without a word.
 _LEFT_OUT = 0.1
@@ -65,6 +64,20 @@ class Resampled:
             check_positive_int("every", self.every)
 
 
+def on_host(leaf: Any) -> Any:
+    """What lies in the memory of the host as NumPy sees it, without a copy; all else as it is.
+
+    NumPy looks at numbers without a program, which a fresh process would have to compile.
+
+    Args:
+        leaf: an array. Those of another device are looked at there.
+    """
+    if not isinstance(leaf, jax.Array) or not isinstance(leaf.dtype, np.dtype):
+        return leaf
+    there = leaf.is_fully_addressable and all(one.platform == "cpu" for one in leaf.devices())
+    return np.asarray(leaf) if there else leaf
+
+
 def redrawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) -> tuple[Any, ...]:
     """What a function makes of the data of an objective.
 
@@ -77,7 +90,7 @@ def redrawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) ->
     Raises:
         ValueError: if the new data do not fit the compiled program of the level.
     """
-    new = _draw_program(hashable(draw), objective.structure)(objective, params, key)
+    new = kept_program(_drawn, objective.structure, hashable(draw))(objective, params, key)
     found, wanted = (
         jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", data)
         for data in (new, objective.data)
@@ -87,12 +100,8 @@ def redrawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) ->
     return jax.block_until_ready(new)
 
 
-@lru_cache(maxsize=64)
-def _draw_program(draw: Any, structure: Any) -> Any:
-    del structure  # bounds the life of the program, as in the compiled loop
-    return jax.jit(
-        lambda objective, params, key: plain(draw)(objective.model(params), objective.data, key)
-    )
+def _drawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) -> Any:
+    return draw(objective.model(params), objective.data, key)
 
 
 def data_per_level(
@@ -190,8 +199,8 @@ def _check_values(name: str, entry: Any) -> list[str]:
 
 
 def _check_finite(label: str, leaf: Any) -> None:
-    # Arrays of another device are looked through there.
-    library: Any = np if isinstance(leaf, np.ndarray | np.generic) else jnp
+    leaf = on_host(leaf)
+    library: Any = jnp if isinstance(leaf, jax.Array) else np
     finite = library.isfinite(leaf)
     if bool(library.all(finite)):
         return

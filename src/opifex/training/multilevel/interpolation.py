@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from opifex.training.multilevel.data import on_host
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.state import LevelState
@@ -105,7 +105,7 @@ def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...
     Models that cannot be called with the data are compared by their losses, to half of the digits
     only, since nobody knows how a loss amplifies rounding.
     """
-    rows = jax.tree.map(lambda leaf: leaf[:_CHECKED_ROWS] if leaf.ndim else leaf, data)
+    rows = jax.tree.map(lambda leaf: on_host(leaf)[:_CHECKED_ROWS] if leaf.ndim else leaf, data)
     models = coarse.model, fine.model
     inputs = inputs_for(*models, rows)
     if inputs is None:
@@ -121,13 +121,7 @@ def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...
         verify_transfer(*models, *inputs)
 
 
-@lru_cache(maxsize=64)
-def _loss_program(structure: Any) -> Any:
-    del structure  # bounds the life of the program, as in the compiled loop
-    return jax.jit(lambda objective, params: objective.value(params))
-
-
 def _loss(run: Run, level: LevelState, data: tuple[Any, ...]) -> float:
     objective = Objective(run.task.loss, level.graphdef, data, level.rest, jax.random.key(0))
-    program = run.compiled(_loss_program(objective.structure), objective, level.params)
-    return float(program(objective, level.params))
+    arguments = objective, level.params
+    return float(run.compiled(Objective.value, *arguments)(*arguments))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from opifex.core.checks import check_callable
 from opifex.training.multilevel.monitor import Metrics
-from opifex.training.objective import Objective, hashable, plain
+from opifex.training.objective import Objective, hashable, kept_program
 
 __all__ = ["check_evaluate", "metric_name", "metric_values"]
 
@@ -45,10 +43,8 @@ def metric_name(evaluate: Metrics) -> str:
     return name if isinstance(name, str) and name.isidentifier() else "metric"
 
 
-@lru_cache(maxsize=64)
-def _metric_program(evaluate: Any, structure: Any) -> Any:
-    del structure  # bounds the life of the program, as in the compiled loop
-    return jax.jit(lambda objective, params: plain(evaluate)(objective.model(params)))
+def _measured(evaluate: Metrics, objective: Objective, params: Any) -> Any:
+    return evaluate(objective.model(params))
 
 
 def metric_values(evaluate: Metrics, objective: Objective, params: Any) -> dict[str, float]:
@@ -63,7 +59,7 @@ def metric_values(evaluate: Metrics, objective: Objective, params: Any) -> dict[
         TypeError: if a value is ``None``.
         ValueError: if a value is no scalar.
     """
-    found = _metric_program(hashable(evaluate), objective.structure)(objective, params)
+    found = kept_program(_measured, objective.structure, hashable(evaluate))(objective, params)
     named = found if isinstance(found, dict) else {metric_name(evaluate): found}
     for name, value in named.items():
         if value is None:

@@ -21,7 +21,7 @@ from opifex.training.multilevel.monitor import Metrics, Monitor
 from opifex.training.multilevel.state import LevelState, RunState
 from opifex.training.multilevel.transfer import Transfer, TransferPlan, plan_transfer
 from opifex.training.multilevel.weights import Weights
-from opifex.training.objective import Objective
+from opifex.training.objective import Objective, kept_program
 from opifex.training.smoother import Smoother
 
 __all__ = ["Run", "Task"]
@@ -159,10 +159,11 @@ class Run:
             self._plans[coarse, fine] = plan_transfer(*models)
         return self._plans[coarse, fine]
 
-    def compiled(self, program: Any, *arguments: Any) -> Any:
-        """A jitted function compiled for its arguments, in the account where that belongs."""
+    def compiled(self, function: Callable[..., Any], objective: Objective, *arrays: Any) -> Any:
+        """A function of an objective and arrays, compiled in the account where that belongs."""
         with self.history.stopwatch.charge("compilation"):
-            return program.trace(*arguments).lower().compile()
+            program = kept_program(function, objective.structure)
+            return program.trace(objective, *arrays).lower().compile()
 
     def coming(self, index: int) -> Iterator[tuple[Move, int]]:
         """The moves from one on, each with the level that the user stands on after it."""

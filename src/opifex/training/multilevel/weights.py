@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 from opifex.training.balancing import Balance, Balanced
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.state import LevelState
-from opifex.training.objective import Objective, hashable, plain
+from opifex.training.objective import Objective, hashable, kept_program
 from opifex.training.operations import count_operations
 
 __all__ = ["Weights"]
@@ -21,10 +20,8 @@ __all__ = ["Weights"]
 _NEVER_AGAIN = sys.maxsize
 
 
-@lru_cache(maxsize=64)
-def _balance_program(method: Any, structure: Any) -> Any:
-    del structure  # bounds the life of the program, as in the compiled loop
-    return jax.jit(plain(method).update)
+def _updated(method: Any, *arguments: Any) -> Balance:
+    return method.update(*arguments)
 
 
 class Weights:
@@ -68,7 +65,7 @@ class Weights:
             key: a random key.
         """
         assert self._balanced is not None
-        program = _balance_program(hashable(self._balanced.method), own.structure)
+        program = kept_program(_updated, own.structure, hashable(self._balanced.method))
         traced = program.trace(own, values.params, self.of(values), key)
         self._operations[level] = count_operations(traced) or 0.0
 
@@ -86,7 +83,7 @@ class Weights:
         """
         assert self._balanced is not None
         key, now = jax.random.split(key)
-        program = _balance_program(hashable(self._balanced.method), objective.structure)
+        program = kept_program(_updated, objective.structure, hashable(self._balanced.method))
         balance = program(objective.at(shift=None, weights=None), params, self.of(values), now)
         self._history.record_extra_operations(self._operations.get(level, 0.0))
         return jax.block_until_ready(balance), key
