@@ -97,6 +97,16 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         sample_cost,
     ),
     (
+        "sample_cost_square",
+        "Samples that cost more than training, in two dimensions",
+        "The same for a gas in two dimensions, whose solver costs eight times as much with half the "
+        "width of the cells; networks on 32 x 32, solvers on 32, 64 and 128 cells per side, to a fixed "
+        "error on solutions with 256. The width of the networks was raised, for both sides, after "
+        "first trials of both. While it ran, other programs used the second core, which makes solving "
+        "and training alike up to half as slow again.",
+        sample_cost,
+    ),
+    (
         "advice",
         "Advice",
         "What `recommend_schedule` proposes for the problems of the races, asked for an error (the "
@@ -121,6 +131,14 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "since our loop may end early, after a loss that is not finite, and the host has to read that "
         "condition, which a `scan` does not have. The difference is about the same for all three "
         "networks.",
+        plain(),
+    ),
+    (
+        "compile_cost",
+        "What the first training of a process pays for its programs",
+        "Fresh processes, with an empty and with a filled folder of programs; training a second time in "
+        "the same process makes no programs. The ratio is the second time's seconds over the first's. "
+        "Goal: 0.9 with a filled folder. Tracing and lowering are not kept in the folder.",
         plain(),
     ),
     (
