@@ -157,7 +157,7 @@ def velocities(gas: Gas, num_samples: int, cells: int, seed: int, averaged: bool
     centres = np.meshgrid(*[(np.arange(cells) + 0.5) / cells] * gas.dimensions, indexing="ij")
     found = np.zeros((num_samples, gas.dimensions, *centres[0].shape))
     for (cosine, sine), wave in zip(coefficients.transpose(2, 1, 0), gas.waves, strict=True):
-        length = np.hypot(*wave) if gas.dimensions > 1 else wave[0]
+        length = np.linalg.norm(wave)
         phase = 2 * np.pi * np.tensordot(wave, np.stack(centres), 1)
         size = AMPLITUDE * length**-1.5
         if averaged:
