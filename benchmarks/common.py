@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +24,25 @@ os.environ.setdefault("OPIFEX_PROGRAM_CACHE", "off")
 RESULTS = Path(__file__).parent / "results"
 
 
+def on_accelerator() -> bool:
+    """Whether JAX computes elsewhere than on the processor."""
+    return jax.default_backend() != "cpu"
+
+
+def clock() -> float:
+    """Seconds of this process on the processor; on an accelerator, those on the wall."""
+    return time.perf_counter() if on_accelerator() else time.process_time()
+
+
 def versions() -> dict[str, str]:
     """What the numbers depend on besides the code."""
     packages = ["jax", "jaxlib", "flax", "optax", "numpy"]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    accelerator = f"one {jax.devices()[0].device_kind}" if on_accelerator() else "no accelerator"
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
-        "machine": f"{platform.machine()}, {usable} core(s) used, no accelerator",
+        "machine": f"{platform.machine()}, {usable} core(s) used, {accelerator}",
     }
 
 

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from common import parser, read_results, write_results
+from common import on_accelerator, parser, read_results, write_results
 from operator_time_to_accuracy import OperatorCourse, in_parts
 from opifex.core.metrics import relative_l2
-from opifex.data import OperatorData, gaussian_random_field, solve_darcy
+from opifex.data import OperatorData, gaussian_random_field
 from opifex.data.cache import cached_arrays
 from opifex.training.multilevel import restrict_field
 from race import Metric, Plan, race
@@ -35,13 +35,13 @@ DEVIATION = 1.5
 RATES = (5e-3, 1e-2, 2e-2)
 
 
-def three_phases(samples: int, resolution: int) -> np.ndarray:
-    """Permeabilities of shape (samples, resolution, resolution)."""
+def three_phases(samples: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Permeabilities of shape (samples, *shape)."""
     logarithms = []
     for seed in (0, 1):
         field = gaussian_random_field(
             samples,
-            (resolution, resolution),
+            shape,
             smoothness=3.0,
             inverse_length=6.0,
             boundary="neumann",
@@ -57,18 +57,61 @@ def three_phases(samples: int, resolution: int) -> np.ndarray:
     return np.asarray(PERMEABILITIES)[phase]
 
 
-def flow(samples: int, resolution: int) -> OperatorData:
+def pressure(permeability: jax.Array) -> jax.Array:
+    """The pressure of cells of the unit square or cube that `solve_darcy` would find, in float64.
+
+    Conjugate gradients, preconditioned by the Laplacian: its eigenvectors on cells with zero values
+    at the walls are the sines of the cells' centres. The number of iterations is bounded by the
+    contrast of the permeabilities whatever the grid.
+    """
+    size, dimensions = permeability.shape[0], permeability.ndim
+    number, centre = jnp.arange(1, size + 1), jnp.arange(size) + 0.5
+    sines = jnp.sin(jnp.pi * number[:, None] * centre / size)
+    sines /= jnp.linalg.norm(sines, axis=1, keepdims=True)
+    along = 4 * jnp.sin(jnp.pi * number / (2 * size)) ** 2
+    eigenvalues = sum(
+        along.reshape([-1 if axis == other else 1 for other in range(dimensions)])
+        for axis in range(dimensions)
+    )
+
+    def transformed(field: jax.Array, matrix: jax.Array) -> jax.Array:
+        for _ in range(dimensions):  # each product moves the first axis to the end
+            field = jnp.tensordot(field, matrix, (0, 1), precision="highest")
+        return field
+
+    def fluxes(field: jax.Array) -> jax.Array:
+        total = jnp.zeros_like(field)
+        for axis in range(dimensions):
+            a, u = (jnp.moveaxis(values, axis, 0) for values in (permeability, field))
+            through = 2 * a[:-1] * a[1:] / (a[:-1] + a[1:]) * (u[:-1] - u[1:])
+            through = jnp.concatenate([-2 * a[:1] * u[:1], through, 2 * a[-1:] * u[-1:]])
+            total += jnp.moveaxis(through[1:] - through[:-1], 0, axis)
+        return total
+
+    def precondition(residual: jax.Array) -> jax.Array:
+        return transformed(transformed(residual, sines) / eigenvalues, sines.T)
+
+    source = jnp.full(permeability.shape, 1 / size**2)
+    found, _ = jax.scipy.sparse.linalg.cg(fluxes, source, M=precondition, tol=1e-10)
+    return found
+
+
+def flow(samples: int, shape: tuple[int, ...]) -> OperatorData:
     """Permeabilities and pressures."""
 
     def compute() -> dict[str, np.ndarray]:
-        permeability = three_phases(samples, resolution)
-        pressure = np.stack([solve_darcy(a) for a in permeability])
+        permeability = three_phases(samples, shape)
+        with jax.enable_x64(True):
+            solve = jax.jit(jax.vmap(pressure))
+            found = [
+                np.asarray(solve(part)) for part in np.array_split(permeability, samples // 10)
+            ]
         return {
             "inputs": permeability[..., None].astype(np.float32),
-            "outputs": pressure[..., None].astype(np.float32),
+            "outputs": np.concatenate(found)[..., None].astype(np.float32),
         }
 
-    parameters = {"version": 1, "samples": samples, "resolution": resolution}
+    parameters = {"version": 2, "samples": samples, "shape": shape}
     return OperatorData(**cached_arrays("three-phases", parameters, compute))
 
 
@@ -102,17 +145,19 @@ class MediumCourse(OperatorCourse):
         return error
 
 
-def course(resolution: int) -> MediumCourse:
+def course(resolution: int, dimensions: int) -> MediumCourse:
     """The finest grid, a half and a quarter of it."""
     shares = (0.35, 0.35, 0.3)
+    points = [resolution // k for k in (4, 2, 1)]
+    modes = (4, 8, 8) if dimensions == 2 else (4, 6, 6)
     return MediumCourse(
         f"grid_growth_{resolution}",
-        lambda samples: flow(samples, resolution),
+        lambda samples: flow(samples, (resolution,) * dimensions),
         train=500,
         validation=50,
         test=100,
-        modes=(4, 8, 8),
-        shapes=tuple((resolution // k,) * 2 for k in (4, 2, 1)),
+        modes=tuple(min(m, n // 2) for m, n in zip(modes, points, strict=True)),
+        shapes=tuple((n,) * dimensions for n in points),
         grid_kind="cell",
         cascades=(
             Plan((0, 1), (0.4, 0.6), (1.0, 1.0)),
@@ -120,30 +165,45 @@ def course(resolution: int) -> MediumCourse:
             Plan((1, 2), (0.7, 0.3), (1.0, 0.5)),
         ),
         rates=RATES,
-        budget=120.0 * (resolution / 128) ** 2,
+        budget=120.0,
         width=16,
         batch_size=8,
-        square_symmetries=True,
+        symmetries=True,
     )
 
 
 def main() -> None:
     """All chosen grids."""
     options = parser(__doc__)
+    options.add_argument("--dimensions", type=int, choices=(2, 3), default=2)
     options.add_argument("--grids", type=int, nargs="+", default=[64, 128])
     options.add_argument("--rates", type=float, nargs="+", default=list(RATES))
-    options.add_argument("--budget", type=float, help="processor seconds on 128 x 128")
+    options.add_argument("--budget", type=float, default=120.0, help="seconds on the largest grid")
+    options.add_argument(
+        "--samples", type=int, default=500, help="to train on; others are held out"
+    )
     options.add_argument("--keep", action="store_true", help="keep results of other grids")
+    options.add_argument(
+        "--keep-programs", action="store_true", help="between runs: clocks without compilation"
+    )
+    options.add_argument("--evaluations", type=int, default=60, help="of the error during a run")
     given = options.parse_args()
-    old = (read_results("grid_growth") or {"races": {}})["races"] if given.keep else {}
+    name = "grid_growth" + "_cube" * (given.dimensions == 3) + "_gpu" * on_accelerator()
+    old = (read_results(name) or {"races": {}})["races"] if given.keep else {}
     races = {grid: found for grid, found in old.items() if int(grid) not in given.grids}
     for resolution in given.grids:
-        chosen = replace(course(resolution), rates=given.rates)
-        if given.budget is not None:
-            chosen = replace(chosen, budget=given.budget * (resolution / 128) ** 2)
+        share = (resolution / max(given.grids)) ** given.dimensions
+        chosen = replace(
+            course(resolution, given.dimensions),
+            rates=given.rates,
+            budget=given.budget * share,
+            train=given.samples,
+            keeps_programs=given.keep_programs,
+            evaluations=given.evaluations,
+        )
         races[str(resolution)] = race(chosen, given.seeds)
         races = dict(sorted(races.items(), key=lambda item: int(item[0])))
-        write_results("grid_growth", races=races)
+        write_results(name, races=races)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,16 @@ the rate of the one before. Every error is measured on held-out samples on the *
 the size.
 
 Coarse levels pass over the samples many times for little work, and fit them by heart, if there are
-few. Where the operator commutes with the symmetries of the square, both sides therefore train on a
-random one of the eight images of each mini-batch.
+few. Where the operator commutes with the symmetries of the square or cube, both sides therefore train
+on a random one of the 8 or 48 images of each mini-batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import permutations
 from typing import Any
 
 import jax
@@ -42,17 +43,22 @@ from race import Course, Entry, Metric, Plan, measure
 
 
 def random_image(inputs: Any, outputs: Any, key: Any) -> tuple[Any, Any]:
-    """Fields of shape (samples, n, n, channels) under one random symmetry of the square.
+    """Fields of shape (samples, n, ..., n, channels) under one random symmetry of the square or cube.
 
-    Two reflections and a transposition, each with probability one half, make all eight equally
-    likely. Reflections map the centres of cells onto each other.
+    A reflection of each axis with probability one half, and a random order of the axes. Reflections
+    map the centres of cells onto each other.
     """
-    reflect_rows, reflect_columns, transpose = jax.random.bernoulli(key, shape=(3,))
+    dimensions = inputs.ndim - 2
+    of_reflections, of_order = jax.random.split(key)
+    reflected = jax.random.bernoulli(of_reflections, shape=(dimensions,))
+    orders = list(permutations(range(1, dimensions + 1)))
+    chosen = jax.random.randint(of_order, (), 0, len(orders))
 
     def image(field: Any) -> Any:
-        field = jnp.where(reflect_rows, field[:, ::-1], field)
-        field = jnp.where(reflect_columns, field[:, :, ::-1], field)
-        return jnp.where(transpose, jnp.swapaxes(field, 1, 2), field)
+        for axis in range(dimensions):
+            field = jnp.where(reflected[axis], jnp.flip(field, axis + 1), field)
+        turned = [partial(jnp.transpose, axes=(0, *order, dimensions + 1)) for order in orders]
+        return jax.lax.switch(chosen, turned, field)
 
     return image(inputs), image(outputs)
 
@@ -90,9 +96,11 @@ class OperatorCourse(Course):
     width: int = 32
     num_layers: int = 4
     batch_size: int = 16
-    square_symmetries: bool = False
+    symmetries: bool = False
     schedules: Sequence[str] = field(default=("cosine",))
     probe: int = 1
+    keeps_programs: bool = False
+    evaluations: int = 60
 
     @property
     def sizes(self) -> Sequence[str]:  # type: ignore[override]
@@ -131,7 +139,7 @@ class OperatorCourse(Course):
         return relative_l2(self.output_scale.denormalize(model(inputs)), outputs)
 
     def loss_of_image(self, model: Any, inputs: Any, outputs: Any, key: Any) -> Any:
-        """The same for a random image of the samples under the symmetries of the square."""
+        """The same for a random image of the samples under the symmetries of the square or cube."""
         return self.loss(model, *random_image(inputs, outputs, key))
 
     def held_out(self, which: str) -> OperatorData:
@@ -185,7 +193,7 @@ class OperatorCourse(Course):
             num_levels=len(models), level_epochs=list(epochs), compile_ahead=False
         )
         return CascadeTrainer(models, optimizer, config=config), {
-            "loss_fn": self.loss_of_image if self.square_symmetries else self.loss,
+            "loss_fn": self.loss_of_image if self.symmetries else self.loss,
             "data": [(self.levels[level].inputs, self.levels[level].outputs) for level in levels],
             "batch_size": self.batch_size,
             "key": jax.random.key(seed),
@@ -245,7 +253,7 @@ COURSES = {
         rates=(1e-2, 2e-2),
         budget=30.0,
         width=16,
-        square_symmetries=True,
+        symmetries=True,
     ),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -45,8 +46,9 @@ def frequency_bands(size: Size, rngs: nnx.Rngs) -> nnx.Module:
     return create_multiscale_hierarchy(2, 1, size.hidden_dims, frequencies, bands=[3], rngs=rngs)[0]
 
 
+@cache
 def transformation(rate: float, schedule: str, steps: int) -> optax.GradientTransformation:
-    """Adam with one of the schedules."""
+    """Adam with one of the schedules; the same object again, so that its programs can be used again."""
     if schedule == "constant":
         return optax.adam(rate)
     return optax.adam(optax.cosine_decay_schedule(rate, steps))

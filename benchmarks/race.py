@@ -9,12 +9,13 @@ the finest network alone. All clocks stop when the target is first reached.
 
 Times are processor seconds of one process on one thread: other work on the machine disturbs them
 little. They include compilation and transfers and leave out evaluations; training alone is shown too.
+A course may keep programs between runs: entries are then chosen by seconds of training alone, and the
+clocks of the seeds include transfers, but no compilation. An accelerator is timed on the wall.
 """
 
 from __future__ import annotations
 
 import abc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from common import curve, final, lowest, start_cold, write_results
+from common import clock, curve, final, lowest, start_cold, write_results
 from opifex.training.multilevel import CascadeTrainer, History, Monitor
 from opifex.training.stopwatch import Stopwatch
 from opifex.viz import comparison_table
@@ -69,6 +70,12 @@ class Entry:
     budget: float
 
 
+@cache
+def evaluation(metric: Metric) -> Callable[[Any], dict[str, Any]]:
+    """What `fit` calls; the same function again for the same metric, whose program can be used again."""
+    return lambda model: {"error": metric(model)}
+
+
 class Course(abc.ABC):
     """A problem with sizes of networks (and grids or point sets) for it.
 
@@ -80,6 +87,8 @@ class Course(abc.ABC):
         rates: learning rates to choose from.
         schedules: schedules to choose from.
         probe: epochs that are timed to find how many fit the budget.
+        keeps_programs: whether a run may use the programs of the runs before it.
+        evaluations: of the error during a run, about.
     """
 
     name: str
@@ -89,6 +98,8 @@ class Course(abc.ABC):
     rates: Sequence[float]
     schedules: Sequence[str]
     probe: int
+    keeps_programs: bool = False
+    evaluations: int = 60
 
     @abc.abstractmethod
     def trainer(
@@ -108,17 +119,19 @@ class Course(abc.ABC):
         epochs: Sequence[int] | None = None,
     ) -> History:
         """One entry with the epochs that fit its budget, or with the given ones."""
-        start_cold()
+        if not self.keeps_programs:
+            start_cold()
         if epochs is None:
             epochs = [
                 max(1, round(share * entry.budget / self.seconds_per_epoch(level)))
                 for level, share in zip(entry.plan.levels, entry.plan.shares, strict=True)
             ]
         trainer, arguments = self.trainer(entry.plan.levels, epochs, entry, seed)
-        trainer.history.stopwatch = Stopwatch(time.process_time)
-        evaluate = None if metric is None else lambda model: {"error": metric(model)}
+        trainer.history.stopwatch = Stopwatch(clock)
         return trainer.fit(
-            **arguments, evaluate=evaluate, monitor=Monitor(every=max(1, sum(epochs) // 60))
+            **arguments,
+            evaluate=None if metric is None else evaluation(metric),
+            monitor=Monitor(every=max(1, sum(epochs) // self.evaluations)),
         )
 
     @cache  # noqa: B019 (one course lives as long as the program)
@@ -190,12 +203,12 @@ def first(
     return min(tried, key=lambda one: (seconds(one) or float("inf"), error(one)))
 
 
-def fastest(trials: Sequence[Trial], target: float) -> Entry:
+def fastest(trials: Sequence[Trial], target: float, *, with_compilation: bool) -> Entry:
     """The entry that reached a target first; if none did, the one that ended lowest."""
 
     def seconds(trial: Trial) -> float | None:
         found = reached(trial.history, target)
-        return found and found[1]
+        return found and found[int(with_compilation)]
 
     return first(trials, seconds, lambda trial: final(trial.history)).entry
 
@@ -219,10 +232,12 @@ def advantage(rival: dict[str, Any], ours: dict[str, Any], name: str) -> float |
     """How many times sooner ours reached the target, judged against us where a time is missing.
 
     A rival that never did counts as if it had at its end; if ours never did, the ratio is zero.
-    ``None`` if neither did.
+    ``None`` if neither did, or ours had nothing to do for it.
     """
     if ours[name] is None:
         return None if rival[name] is None else 0.0
+    if ours[name] == 0.0:
+        return None
     return float((rival[name] or rival[f"all_{name}"]) / ours[name])
 
 
@@ -252,9 +267,8 @@ def race(course: Course, seeds: Sequence[int]) -> dict[str, Any]:
     results = []
     for name, target in (("low", low), ("high", HIGH * low)):
         chosen = {
-            "single": fastest(single, target),
-            "finest": fastest(finest, target),
-            "cascade": fastest(ours, target),
+            side: fastest(trials, target, with_compilation=not course.keeps_programs)
+            for side, trials in (("single", single), ("finest", finest), ("cascade", ours))
         }
         runs = []
         for seed in seeds:

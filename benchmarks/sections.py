@@ -10,6 +10,7 @@ from tables import (
     advice,
     against_jinns,
     by_method,
+    cut_off_race,
     growth,
     nested_iteration,
     one_rate,
@@ -66,6 +67,16 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "random symmetries of the square for both sides. A network may be used on any grid that "
         "carries its modes.",
         races_by_grid,
+    ),
+    (
+        "grid_growth_gpu",
+        "Darcy operator on growing grids, on a GPU",
+        "The same on the largest grids, in two and three dimensions, with two budgets of seconds on the "
+        "wall; programs are kept between runs. The time on the machine ended before the seeds did. At "
+        "equal seconds the network on the finest grid alone ends lowest, in two and in three "
+        "dimensions: an accelerator is not busy with the coarse grids, whose steps cost far more than "
+        "their share of the cells, so that a cascade saves little and gives up fine steps.",
+        cut_off_race,
     ),
     (
         "darcy_small",

@@ -153,6 +153,14 @@ def plain(*columns: str) -> Callable[[Results], str]:
     return show
 
 
+def cut_off_race(results: Results) -> str:
+    """The tuning of a race that did not come to its end, and the seeds that did."""
+    seeds = [
+        {key.replace("_", " "): value for key, value in row.items()} for row in results["seeds"]
+    ]
+    return f"{plain()(results)}\n\n{table(seeds)}"
+
+
 def grouped(results: Results, field: str) -> dict[str, list[dict[str, Any]]]:
     """The rows of a result by the value of a field, in the order in which values come first."""
     groups: dict[str, list[dict[str, Any]]] = {}
