@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 
 from opifex.cli.errors import CommandError
-from opifex.cli.recorded_history import history_from_record, history_record
 from opifex.training.multilevel import CascadeTrainer, History
 from opifex.training.objective import split_model
 
@@ -85,7 +84,7 @@ def save_state(folder: Path, variables: Variables, position: Position, history: 
         if tree is not None:
             arrays: dict[str, Any] = _named_arrays(tree)
             np.savez(new / f"{name}.npz", **arrays)
-    record, losses = history_record(history)
+    record, losses = history.to_record()
     np.savez(new / "losses.npz", losses=losses)
     (new / "history.json").write_text(json.dumps(record), encoding="utf-8")
     (new / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
@@ -148,8 +147,10 @@ def load_history(folder: Path) -> History:
     """
     existing = _existing(folder)
     record = json.loads((existing / "history.json").read_text(encoding="utf-8"))
+    history = History()
     with np.load(existing / "losses.npz") as file:
-        return history_from_record(record, file["losses"])
+        history.restore(record, file["losses"])
+    return history
 
 
 def restore(folder: Path, trainer: CascadeTrainer) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 __all__ = ["Interruptible"]
 
@@ -15,19 +16,24 @@ class Interruptible:
     A second Ctrl-C is raised at once. Outside of the main thread, or where another handler than
     Python's own is installed, nothing changes. SIGTERM is treated likewise where a program has given it
     the handler of Ctrl-C (``signal.default_int_handler``).
+
+    Args:
+        terminable: whether SIGTERM is treated likewise also where it would end the process at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, terminable: bool = False) -> None:
         self._noted = False
-        self._installed: list[signal.Signals] = []
+        self._terminable = terminable
+        self._installed: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruptible:
         """Take over Python's handler."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is signal.default_int_handler:
-                    signal.signal(number, self._note)
-                    self._installed.append(number)
+                handler = signal.getsignal(number)
+                fatal = number == signal.SIGTERM and handler is signal.SIG_DFL
+                if handler is signal.default_int_handler or (self._terminable and fatal):
+                    self._installed[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -37,8 +43,8 @@ class Interruptible:
         trace: TracebackType | None,
     ) -> None:
         """Give it back; an interrupt that nobody has checked for is raised now."""
-        for number in self._installed:
-            signal.signal(number, signal.default_int_handler)
+        for number, handler in self._installed.items():
+            signal.signal(number, handler)
         if kind is None:
             self.check()
 

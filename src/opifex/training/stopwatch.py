@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -67,6 +67,17 @@ class Stopwatch:
         if self._intervals and self._intervals[-1].account == account:
             start = self._intervals.pop().start
         self._intervals.append(Interval(account, start, end + passed))
+
+    def resume(self, earlier: Iterable[Interval]) -> None:
+        """Put the time line of an earlier process before this one's.
+
+        Args:
+            earlier: its `intervals`.
+        """
+        present, self._intervals, self.seconds = self.intervals, [], {}
+        for account, start, end in (*earlier, *present):
+            self.seconds[account] = self.seconds.get(account, 0.0) + (end - start)
+            self._append(account, end - start)
 
     @property
     def intervals(self) -> tuple[Interval, ...]:

@@ -8,7 +8,7 @@ says in which order levels are visited and `stopping/` when to leave one; `train
 on the immutable `state`; `history` records what it did and cost; `trainer` is the face of it all.
 
 The room may import `opifex.core`, `opifex.models`, `opifex.problems`, `opifex.data`,
-`opifex.optimization` and the rest of `opifex.training`; never `opifex.viz`.
+`opifex.optimization`, `opifex.storage` and the rest of `opifex.training`; never `opifex.viz`.
 """
 
 from opifex_multilevel import require_own_package
@@ -24,6 +24,7 @@ from opifex.optimization import (
 from opifex.training.balancing import Balanced, JacobianBalancing
 from opifex.training.errors import NonFiniteLossError
 from opifex.training.multilevel.advisor import ScheduleAdvice, recommend_schedule
+from opifex.training.multilevel.checkpointing import Checkpoints
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import (
     Cascade,
@@ -104,6 +105,7 @@ __all__ = [
     "Balanced",
     "Cascade",
     "CascadeTrainer",
+    "Checkpoints",
     "Correct",
     "Cycle",
     "EarlyStopping",

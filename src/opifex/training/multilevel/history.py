@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from opifex.training.stopwatch import Stopwatch
+from opifex.training.stopwatch import Interval, Stopwatch
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Evaluation", "History", "Stretch", "Transition"]
+__all__ = ["Evaluation", "History", "Mark", "Stretch", "Transition"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,38 @@ class Stretch:
     extra_operations: float
     call: int
     weights: np.ndarray | None = None
+
+
+# What of a stretch is no array.
+_PLAIN = (
+    "level",
+    "objective",
+    "cycle",
+    "first_epoch",
+    "steps_per_epoch",
+    "seconds",
+    "operations",
+    "extra_operations",
+    "call",
+)
+
+
+class Mark(NamedTuple):
+    """How far a record had come at some moment.
+
+    Attributes:
+        stretches: number of stretches.
+        evaluations: number of evaluations.
+        transitions: number of transitions.
+        extra: operations beside the steps that are charged to the next one.
+        weights: of the residual terms in the next steps, or ``None``.
+    """
+
+    stretches: int
+    evaluations: int
+    transitions: int
+    extra: float
+    weights: np.ndarray | None
 
 
 _EVALUATION_COLUMNS = ("step", "level", "epoch", "cycle", "work", "seconds", "elapsed_seconds")
@@ -228,6 +261,71 @@ class History:
         """Note a change of level; 0 is the coarsest."""
         self._transitions.append((self.num_steps, from_level, to_level))
 
+    # -- keeping -----------------------------------------------------------------------------
+
+    def mark(self) -> Mark:
+        """How far the record has come."""
+        return Mark(
+            len(self._stretches),
+            len(self._evaluations),
+            len(self._transitions),
+            self._extra,
+            self._weights,
+        )
+
+    def to_record(self, until: Mark | None = None) -> tuple[dict[str, Any], np.ndarray]:
+        """The record as plain values.
+
+        Args:
+            until: what comes after this mark is left out; by default nothing is.
+
+        Returns:
+            What `restore` takes: a dictionary that JSON can hold, and the losses, shape (steps,).
+        """
+        until = until or self.mark()
+        stretches = self._stretches[: until.stretches]
+        record = {
+            "stretches": [
+                {
+                    **{name: getattr(stretch, name) for name in _PLAIN},
+                    "steps": len(stretch.losses),
+                    "dtype": str(stretch.losses.dtype),
+                    "weights": None if stretch.weights is None else stretch.weights.tolist(),
+                }
+                for stretch in stretches
+            ],
+            "units": list(self._units),
+            "evaluations": self._evaluations[: until.evaluations],
+            "transitions": self._transitions[: until.transitions],
+            "extra": until.extra,
+            "weights": None if until.weights is None else until.weights.tolist(),
+            "intervals": self.stopwatch.intervals,
+        }
+        return record, np.concatenate([np.zeros(0), *(s.losses for s in stretches)])
+
+    def restore(self, record: Mapping[str, Any], losses: np.ndarray) -> None:
+        """Become the record of an earlier process, with the seconds of this one added.
+
+        Args:
+            record: plain values, from `to_record`.
+            losses: the losses of all steps, from there too.
+        """
+        self._stretches, first = [], 0
+        for entry in record["stretches"]:
+            last = first + entry["steps"]
+            weights = None if entry["weights"] is None else np.asarray(entry["weights"])
+            plain = {name: entry[name] for name in _PLAIN}
+            part = losses[first:last].astype(entry["dtype"])
+            self._stretches.append(Stretch(losses=part, weights=weights, **plain))
+            first = last
+        self._steps = first
+        self._units = list(record["units"])
+        self._evaluations = [(*entry[:-1], dict(entry[-1])) for entry in record["evaluations"]]
+        self._transitions = [(step, a, b) for step, a, b in record["transitions"]]
+        self._extra = record["extra"]
+        self._weights = None if record["weights"] is None else np.asarray(record["weights"])
+        self.stopwatch.resume(Interval(*interval) for interval in record["intervals"])
+
     # -- time --------------------------------------------------------------------------------
 
     @property
@@ -359,11 +457,13 @@ class History:
             return np.repeat([getattr(s, name) for s in stretches], lengths)
 
         within = np.concatenate([np.arange(n) for n in lengths])
+        per_epoch = repeated("steps_per_epoch")
         return {
             "step": np.arange(sum(lengths)),
             "level": repeated("level"),
             "cycle": repeated("cycle"),
-            "epoch": repeated("first_epoch") + within / repeated("steps_per_epoch"),
+            # From whole steps, so that rounding does not tell in which calls they were taken.
+            "epoch": (np.rint(repeated("first_epoch") * per_epoch) + within) / per_epoch,
             "objective": repeated("objective"),
             "loss": np.concatenate([s.losses for s in stretches]),
             "work": np.cumsum(self._work_per_step()),

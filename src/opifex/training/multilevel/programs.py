@@ -28,13 +28,25 @@ class Programs:
     def __init__(self, run: Run, executor: Executor) -> None:
         self._run, self._executor = run, executor
         self._loops: dict[tuple[int, int], CompiledLoop] = {}
-        self._needed = [
-            (move.level, run.owner(move.level, user_level))
-            for move, user_level in run.coming(0)
-            if isinstance(move, Smooth) and move.epochs
-        ]
-        self._ahead = iter(dict.fromkeys(self._needed))
+        self._needed = self._coming = self._of_moves(0)
+        self._ahead = iter(self._coming)
         self.seconds: dict[tuple[int, int], float] = {}
+
+    def begin_at(self, index: int) -> None:
+        """The run takes up a move in the middle: what came before is not compiled ahead."""
+        self._coming = self._of_moves(index)
+        self._ahead = iter(self._coming)
+
+    def _of_moves(self, index: int) -> list[tuple[int, int]]:
+        """What the moves from one on need, in the order of first use."""
+        run = self._run
+        return list(
+            dict.fromkeys(
+                (move.level, run.owner(move.level, user_level))
+                for move, user_level in run.coming(index)
+                if isinstance(move, Smooth) and move.epochs
+            )
+        )
 
     def loop(self, level: int, owner: int) -> CompiledLoop:
         """The traced program of a level, compiling in the thread."""
@@ -71,10 +83,12 @@ class Programs:
     def forget(self, level: int) -> None:
         """Drop what was traced ahead for another model of a level."""
         self._loops = {key: loop for key, loop in self._loops.items() if level not in key}
-        self._ahead = iter(dict.fromkeys(self._needed))
+        self._ahead = iter(self._coming)
 
     def operations(self, level: int, owner: int) -> float:
         """Price of a step; by the number of parameters where operations cannot be counted."""
+        if (level, owner) in self._needed:  # traced now, if a run was taken up after its first use
+            self.loop(level, owner)
         loop = self._loops.get((level, owner))
         count = loop.operations if loop is not None else None
         return float(self._size(level)) if count is None else count

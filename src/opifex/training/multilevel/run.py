@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 
 from opifex.training.balancing import Balanced
 from opifex.training.interrupt import Interruptible
+from opifex.training.multilevel.checkpointing import Point, Recorder, versions
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Correct, Cycle, Enter, Interpolate, Move, Smooth
 from opifex.training.multilevel.data import Resampled
@@ -71,8 +73,11 @@ class Run:
         history: record to append to.
         keep_state: called with every new state. Whatever ends the run, the last one it got is good.
         interruptible: knows whether Ctrl-C was pressed.
+        recorder: keeps the run on disk, or ``None``.
+        identity: what a run must have in common with this one to take up its checkpoints.
         stopped: whether a callback has ended the run.
         last_loss: of the last step, ``None`` before the first one.
+        point: the last place from which the run can be taken up, ``None`` before the first.
     """
 
     state: RunState
@@ -81,9 +86,11 @@ class Run:
     task: Task
     history: History
     keep_state: Callable[[RunState], None]
-    interruptible: Interruptible = field(default_factory=Interruptible)
+    recorder: Recorder | None = None
+    identity: Mapping[str, Any] | None = None
     stopped: bool = False
     last_loss: float | None = None
+    point: Point | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.weights = Weights(self.task.balanced, self.history)
@@ -92,6 +99,8 @@ class Run:
         # Steps of this run on each level that the user stood on.
         self.taken: Counter[int] = Counter()
         self._plans: dict[tuple[int, int], TransferPlan] = {}
+        # Where nothing is kept on disk, a request to terminate is none of ours.
+        self.interruptible = Interruptible(terminable=self.recorder is not None)
 
     @property
     def finest(self) -> int:
@@ -102,6 +111,48 @@ class Run:
         """Go on from a new state."""
         self.state = state
         self.keep_state(state)
+
+    def remembering(self) -> list[Any]:
+        """Those beside the run whose memory belongs to it: callbacks, then the criterion."""
+        return [*self.task.monitor.callbacks, getattr(self.cycle, "stop", None)]
+
+    def reached(self, move: int, steps: int = 0, order: Any = None) -> None:
+        """The run can be taken up from here.
+
+        Args:
+            move: number of the move to carry out next.
+            steps: steps of it that are done.
+            order: the present epoch's order of the samples.
+        """
+        if self.recorder is None:
+            return
+        memories = [
+            one.saved_state() if hasattr(one, "saved_state") else None for one in self.remembering()
+        ]
+        self.point = Point(
+            self.state,
+            move,
+            steps,
+            order,
+            dict(self.taken),
+            self.last_loss,
+            memories,
+            self.history.mark(),
+        )
+        with self.history.stopwatch.charge("other"):
+            self.recorder.offer(partial(self._content, self.point))
+
+    def close(self) -> None:
+        """Keep the last place on disk, if that is not done yet, and wait for it."""
+        if self.recorder is not None:
+            point, self.point = self.point, None
+            self.recorder.close(None if point is None else partial(self._content, point))
+
+    def _content(self, point: Point) -> tuple[dict[str, Any], dict[str, Any]]:
+        record, losses = self.history.to_record(point.mark)
+        leaves = point.leaves(with_data=self.task.resampled is not None) | {"losses": losses}
+        more = {"record": record, "identity": self.identity, "versions": versions()}
+        return leaves, point.document() | more
 
     def check_interrupt(self) -> None:
         """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed; all is kept."""

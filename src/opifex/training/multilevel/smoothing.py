@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from opifex.training.balancing import Balance
 from opifex.training.errors import NonFiniteLossError
 from opifex.training.loop import CAPACITY, CompiledLoop, LoopState, owned, steps_per_epoch
+from opifex.training.multilevel.checkpointing import Point
 from opifex.training.multilevel.cycle import Smooth
 from opifex.training.multilevel.data import redrawn
 from opifex.training.multilevel.history import History
@@ -56,8 +58,13 @@ class Smoothing:
         self._run, self._programs, self._observation = run, programs, observation
         self._idle: set[int] = set()
 
-    def smooth(self, move: Smooth, index: int) -> None:
+    def smooth(self, move: Smooth, index: int, point: Point | None = None) -> None:
         """Take the steps of a move, given with its place among the moves.
+
+        Args:
+            move: the move.
+            index: its number.
+            point: where an earlier process was in it; by default it begins.
 
         Raises:
             NonFiniteLossError: if the loss or the parameters stop being finite.
@@ -68,7 +75,7 @@ class Smoothing:
         level, visiting = move.level, bool(run.state.visits)
         key = level, run.owner(level)
         loop = self._program(key)
-        place = self._start(level)
+        place = self._start(level, point)
         per_epoch = steps_per_epoch(place.objective.data, task.batch_size)
         total = move.epochs * per_epoch
         interval = task.monitor.interval(move.epochs)
@@ -76,9 +83,9 @@ class Smoothing:
         rebalance = run.weights.interval(visiting) * per_epoch
         if task.resampled is not None and not visiting:
             redraw = (task.resampled.every or interval) * per_epoch
-        losses: list[np.ndarray] = []
         previous: tuple[_Place, int] | None = None
-        done = 0
+        done = 0 if point is None else point.steps
+        losses: list[np.ndarray] = [run.history.losses[run.history.num_steps - done :]]
         while done < total and not run.stopped:
             if redraw and done and done % redraw == 0:
                 with charge("resampling"):
@@ -130,6 +137,10 @@ class Smoothing:
                 if asked.restored is not None:
                     place = place._replace(loop=place.loop._replace(**asked.restored._asdict()))
                     previous = None  # the next step does not follow the one before
+            if ended or done == total:
+                run.reached(index + 1)
+            else:
+                run.reached(index, done, place.loop.order)
             run.check_interrupt()
             if ended:
                 return
@@ -145,7 +156,7 @@ class Smoothing:
             loop.wait(self._run.check_interrupt)
         return loop
 
-    def _start(self, level: int) -> _Place:
+    def _start(self, level: int, point: Point | None) -> _Place:
         run, values = self._run, self._run.state.levels[level]
         objective, params, rest = run.position()
         smoother = values.smoother
@@ -154,6 +165,9 @@ class Smoothing:
         current = LoopState.start(
             params, rest, smoother, run.state.key, objective.data, run.task.batch_size
         )
+        if point is not None and point.order is not None:
+            step, order = map(jnp.asarray, (np.int32(point.steps), point.order))
+            current = current._replace(step=step, order=order)
         return _Place(current, objective, values.balance)
 
     def _steps_per_call(self, key: tuple[int, int]) -> int:

@@ -11,6 +11,7 @@ from opifex.training.multilevel.interpolation import interpolate
 from opifex.training.multilevel.observation import Observation
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.rehearsal import rehearse
+from opifex.training.multilevel.resumption import resume
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.smoothing import Smoothing
 
@@ -23,11 +24,16 @@ def train(run: Run) -> None:
     Raises:
         NonFiniteLossError: if the loss or the parameters stop being finite.
         TransferError: if a transfer does not keep the function that it promises to keep.
+        ValueError: if there are checkpoints, and they belong to another run or none can be read.
     """
     executor = ThreadPoolExecutor(max_workers=1)
     try:
         with run.interruptible:
-            _carry_out(run, Programs(run, executor))
+            try:
+                _carry_out(run, Programs(run, executor))
+                run.reached(len(run.moves))
+            finally:
+                run.close()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 
@@ -38,12 +44,19 @@ def _carry_out(run: Run, programs: Programs) -> None:
     observation.phase("compiling", run.state.level)
     with run.history.stopwatch.charge("transfer"):
         rehearse(run)
-    if run.moves and not isinstance(run.moves[0], Enter):
+    point = None
+    if run.recorder is not None:
+        with run.history.stopwatch.charge("other"):
+            point = resume(run)
+    first = 0 if point is None else point.move
+    if point is not None:
+        programs.begin_at(first)
+    if point is None and run.moves and not isinstance(run.moves[0], Enter):
         observation.evaluate(0)
-    for index, move in enumerate(run.moves):
+    for index, move in enumerate(run.moves[first:], first):
         run.check_interrupt()
         if isinstance(move, Smooth):
-            smoothing.smooth(move, index)
+            smoothing.smooth(move, index, point if index == first else None)
             if run.stopped:
                 return
             continue
@@ -61,3 +74,4 @@ def _carry_out(run: Run, programs: Programs) -> None:
                     correct(run, programs, move.level)
         if isinstance(move, Enter | Interpolate):
             observation.evaluate(0)
+        run.reached(index + 1)

@@ -9,8 +9,9 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from opifex.core.checks import check_callable, check_key
+from opifex.core.checks import check_callable, check_choice, check_key
 from opifex.training.balancing import Balanced
+from opifex.training.multilevel.checkpointing import Checkpoints, Recorder, Resume
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Cycle, as_cycle, check_moves
 from opifex.training.multilevel.data import LevelData, Resampled, check_arity, data_per_level
@@ -252,6 +253,8 @@ class CascadeTrainer:
         key: PRNGKeyArray | None = None,
         evaluate: Metrics | None = None,
         monitor: Monitor | None = None,
+        checkpoint: Checkpoints | None = None,
+        resume: Resume = None,
     ) -> History:
         """Train every level from the current one on, the finest included, in compiled loops.
 
@@ -280,13 +283,22 @@ class CascadeTrainer:
             evaluate: ``evaluate(model)`` returning a scalar or a dictionary of scalars; compiled. A
                 scalar gets the name of the function, ``"metric"`` if that is a ``lambda``.
             monitor: when to evaluate, callbacks, observers, progress on the screen.
+            checkpoint: where and how often the run is kept on disk; see `Checkpoints`. SIGTERM then
+                ends the run like Ctrl-C.
+            resume: ``"auto"`` goes on from the newest good checkpoint of ``checkpoint``, and starts
+                where there is none. The trainer must be a new one, made and called like the first;
+                after a run that had come to its end, nothing is left to do. By default a folder that
+                holds checkpoints is refused.
 
         Returns:
             The history of this and all earlier calls.
 
         Raises:
             TypeError: if an argument has the wrong type.
-            ValueError: if a value is out of range, or by default nothing is left to train.
+            ValueError: if a value is out of range, by default nothing is left to train, or the folder
+                of ``checkpoint`` holds those of another run, only damaged ones, or any while ``resume``
+                is ``None``.
+            ImportError: if there is a ``checkpoint``, and Orbax is not installed (``[data]``).
             NonFiniteLossError: if training diverges.
             TransferError: if a transfer does not keep the function that it promises to keep.
 
@@ -313,6 +325,7 @@ class CascadeTrainer:
             raise TypeError(f"monitor must be a Monitor, got {monitor!r}")
         if key is not None:
             check_key("key", key)
+        recorder = _recorder(checkpoint, resume)
         resampled = data if isinstance(data, Resampled) else None
         if order.coarse == "rediscretised":
             _check_same_data(batch_size, resampled)
@@ -351,7 +364,7 @@ class CascadeTrainer:
             state = RunState(start, tuple(levels), arrays, self._key if key is None else key)
             self.history.begin()
             try:
-                train(Run(state, order, moves, task, self.history, self._keep))
+                train(Run(state, order, moves, task, self.history, self._keep, recorder))
             finally:
                 self._settle()
         return self.history
@@ -377,6 +390,25 @@ class CascadeTrainer:
         self._smoothers = [reached.smoother for reached in state.levels]
         self._balances = [reached.balance for reached in state.levels]
         self.optimizer.restore(self.model, self._smoothers[self._level], self._level)
+
+
+def _recorder(checkpoint: Checkpoints | None, resume: Resume) -> Recorder | None:
+    """What keeps a run on disk, if it is to be kept."""
+    if resume is not None:
+        check_choice("resume", resume, ("auto",))
+        if checkpoint is None:
+            raise ValueError(f"resume={resume!r} needs a checkpoint to go on from, got none")
+    if checkpoint is None:
+        return None
+    if not isinstance(checkpoint, Checkpoints):
+        raise TypeError(f"checkpoint must be a Checkpoints, got {checkpoint!r}")
+    recorder = Recorder(checkpoint)
+    if resume is None and not recorder.empty:
+        recorder.close(None)
+        raise ValueError(
+            f"checkpoint.folder must be empty unless resume='auto', {recorder.folder} holds checkpoints"
+        )
+    return recorder
 
 
 def _check_same_data(batch_size: int | None, resampled: Resampled | None) -> None:

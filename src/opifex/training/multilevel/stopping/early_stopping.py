@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from opifex.core.checks import check_choice, check_nonnegative, check_positive_int
+from opifex.storage.trees import filled
 from opifex.training.multilevel.monitor import LevelProgress
 
 Scope = Literal["level", "run"]
 """What ends when patience does: the present level, or the whole run."""
 
 __all__ = ["EarlyStopping", "Scope"]
+
+# What is remembered beside the best model.
+_NUMBERS = ("best", "best_epoch", "_best_step", "_in_vain", "_seen")
 
 
 class EarlyStopping:
@@ -89,6 +94,26 @@ class EarlyStopping:
         self._in_vain = 0
         self._seen = seen
         self._snapshot: Any = None
+        self._restored: Mapping[str, np.ndarray] = {}
+
+    def saved_state(self) -> dict[str, Any]:
+        """What it remembers, for a checkpoint; see `Checkpoints`."""
+        state = {name: np.asarray(getattr(self, name)) for name in _NUMBERS}
+        where = (-1, -1) if self._where is None else self._where
+        return {**state, "where": np.asarray(where), "snapshot": self._snapshot}
+
+    def restore_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Remember what `saved_state` returned in another process.
+
+        Args:
+            state: its arrays by name.
+        """
+        for name in _NUMBERS:
+            setattr(self, name, state[name].item())
+        call, level = state["where"].tolist()
+        self._where = None if call < 0 else (call, level)
+        # A tree again as soon as there is one of the same structure.
+        self._restored = {n: value for n, value in state.items() if n.startswith("snapshot")}
 
     def _value(self, progress: LevelProgress) -> float:
         metrics, name = progress.metrics, self.metric
@@ -120,6 +145,9 @@ class EarlyStopping:
         where = (progress.call, progress.level)
         if where != self._where:
             self._begin(where, seen=progress.step - len(progress.losses))
+        if self._restored:
+            self._snapshot = filled("snapshot", progress.snapshot(), self._restored)
+            self._restored = {}
         value = self._value(progress)
         self._seen = progress.step
         if value < self.best - self.min_delta:

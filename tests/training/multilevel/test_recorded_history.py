@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from opifex.cli.recorded_history import history_from_record, history_record
 from opifex.training.multilevel import CascadeTrainer, History, VCycle, create_network_hierarchy
 
 
@@ -33,8 +32,10 @@ def trained(cycle, epochs):
 
 
 def again(history):
-    record, losses = history_record(history)
-    return history_from_record(json.loads(json.dumps(record)), losses)
+    record, losses = history.to_record()
+    found = History()
+    found.restore(json.loads(json.dumps(record)), losses)
+    return found
 
 
 @pytest.mark.parametrize(("cycle", "epochs"), [("cascade", [4, 6]), (VCycle(cycles=2), [4, 8])])

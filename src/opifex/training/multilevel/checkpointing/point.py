@@ -1,0 +1,85 @@
+"""A run at a moment when it can be taken up again, as named arrays and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from opifex.storage.trees import named_leaves
+from opifex.training.multilevel.history import Mark
+from opifex.training.multilevel.state import RunState
+
+__all__ = ["VISIT_PARTS", "Point", "versions"]
+
+VISIT_PARTS = ("start", "params", "rest", "shift", "frame", "weights")
+"""What changes from visit to visit of a coarser level; the rest follows from the cycle."""
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide the numbers."""
+    return {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Everything that later steps depend on.
+
+    Attributes:
+        state: where the run stands.
+        move: number of the move to carry out next.
+        steps: steps of it that are done.
+        order: the present epoch's order of the samples, ``None`` at the start of a move.
+        taken: steps of this run on each level.
+        last_loss: of the last step, ``None`` before the first.
+        memories: of callbacks and criterion, in their order; ``None`` for one that keeps nothing.
+        mark: how far the record has come.
+    """
+
+    state: RunState
+    move: int
+    steps: int
+    order: Any
+    taken: Mapping[int, int]
+    last_loss: float | None
+    memories: Sequence[Mapping[str, Any] | None]
+    mark: Mark
+
+    def leaves(self, *, with_data: bool) -> dict[str, Any]:
+        """All arrays by name, where they are.
+
+        Args:
+            with_data: whether the data have changed since the run began.
+        """
+        state = self.state
+        found: dict[str, Any] = {}
+        for number, level in enumerate(state.levels):
+            for part in ("params", "rest", "smoother", "balance"):
+                found |= named_leaves(f"level {number} {part}", getattr(level, part))
+        for number, visit in enumerate(state.visits):
+            for part in VISIT_PARTS:
+                value = getattr(visit if hasattr(visit, part) else visit.objective, part)
+                found |= named_leaves(f"visit {number} {part}", value)
+        if with_data:
+            found |= named_leaves("data", state.data)
+        for number, memory in enumerate(self.memories):
+            for name, value in (memory or {}).items():
+                found |= named_leaves(f"memory {number} {name}", value)
+        return found | named_leaves("key", state.key) | named_leaves("order", self.order)
+
+    def document(self) -> dict[str, Any]:
+        """What is no array."""
+        state = self.state
+        return {
+            "level": state.level,
+            "parts": [
+                {part: getattr(level, part) is not None for part in ("smoother", "balance")}
+                for level in state.levels
+            ],
+            "visits": [visit.level for visit in state.visits],
+            "move": self.move,
+            "steps": self.steps,
+            "taken": {str(level): steps for level, steps in self.taken.items()},
+            "last_loss": self.last_loss,
+        }
