@@ -20,7 +20,7 @@ ROOMS = ["opifex"] + [
     found.name for found in pkgutil.walk_packages(opifex.__path__, "opifex.") if found.ispkg
 ]
 CORE = ["cycle", "data", "history", "monitor", "state", "train"]
-MOST_ARGUMENTS = 8
+MOST_ARGUMENTS = 10
 
 # Public parts of named tuples, which begin with an underscore so as not to clash with fields.
 NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}

@@ -13,12 +13,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from reliability.strategies import STRATEGIES, X, differences, fitted, networks, record, square_loss
 
 from opifex.training.multilevel import CascadeTrainer, Checkpoints, Monitor, VCycle
+from reliability.strategies import STRATEGIES, X, differences, fitted, networks, record, square_loss
 
 
-class BrokenOff(Exception):
+class BrokenOffError(Exception):
     """The end of a run, for a test."""
 
 
@@ -31,7 +31,7 @@ class BreakOff:
     def __call__(self, progress):
         self.left -= 1
         if self.left == 0:
-            raise BrokenOff
+            raise BrokenOffError
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_run_that_was_broken_off_twice_ends_the_same(name, whole, tmp_path):
     for after in (calls // 3, calls // 4):
         try:
             strategy.run(tmp_path, watch=BreakOff(max(1, after)))
-        except BrokenOff:
+        except BrokenOffError:
             broken += 1
     assert broken == 2
     assert differences(expected, record(strategy.run(tmp_path))) == []
@@ -87,7 +87,7 @@ def test_a_run_goes_on_after_one_that_was_taken_up(tmp_path):
             trainer.fit(square_loss, (X,), epochs=epochs, monitor=monitor, **keeping)
         return trainer
 
-    with pytest.raises(BrokenOff):
+    with pytest.raises(BrokenOffError):
         both(tmp_path, BreakOff(8))
     assert differences(record(both(None)), record(both(tmp_path))) == []
 
@@ -115,7 +115,10 @@ def quick(folder, **changes):
         ({"key": jax.random.key(5)}, "key"),
         ({"data": (X[:16],)}, "data"),
         ({"data": (X + 1,)}, "numbers of the data"),
-        ({"trainer": lambda: CascadeTrainer(networks(), optax.sgd(0.1, momentum=0.9))}, "optimizer"),
+        (
+            {"trainer": lambda: CascadeTrainer(networks(), optax.sgd(0.1, momentum=0.9))},
+            "optimizer",
+        ),
         ({"resume": None}, "resume"),
     ],
 )
@@ -160,7 +163,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def kept(tmp_path_factory):
     """A folder with checkpoints of a cascade that was broken off, and the whole run."""
     folder = tmp_path_factory.mktemp("kept")
-    with pytest.raises(BrokenOff):
+    with pytest.raises(BrokenOffError):
         STRATEGIES["cascade"].run(folder, watch=BreakOff(7))
     assert len(entries(folder)) >= 2
     return folder, record(STRATEGIES["cascade"].run())
@@ -268,4 +271,6 @@ def test_an_error_of_the_disk_ends_the_run_with_its_state(tmp_path, monkeypatch)
     trainer = CascadeTrainer(networks())
     with pytest.raises(OSError, match="no space"):
         trainer.fit(**fitted(epochs=[4, 4, 4])(), checkpoint=Checkpoints(tmp_path, every=0.0))
-    assert bool(jnp.all(jnp.isfinite(nnx.state(trainer.model)["hidden"][0]["dense"]["kernel"][...])))
+    assert bool(
+        jnp.all(jnp.isfinite(nnx.state(trainer.model)["hidden"][0]["dense"]["kernel"][...]))
+    )

@@ -24,9 +24,11 @@ from opifex.optimization.second_order.memory import ProblemSize, available_bytes
 from opifex.training.objective import Objective, hashable, plain
 
 __all__ = [
+    "DampedSmoother",
     "GradientSmoother",
     "LeastSquaresSmoother",
     "LeastSquaresSolver",
+    "PassingSmoother",
     "Smoother",
     "as_smoother",
     "initial_state",
@@ -114,6 +116,61 @@ class GradientSmoother:
             grads, params, state, value=value, grad=grads, value_fn=objective.value
         )
         return params, state, value, rest
+
+
+@dataclass(frozen=True)
+class DampedSmoother:
+    """A smoother that goes a part of each of another one's steps, whose state it has.
+
+    Attributes:
+        smoother: the other one.
+        factor: the part.
+    """
+
+    smoother: Smoother
+    factor: float
+
+    def init(self, params: Any) -> Any:
+        """State of the other smoother."""
+        return self.smoother.init(params)
+
+    def check(self, objective: Objective, params: Any) -> None:
+        """It works where the other one does."""
+        self.smoother.check(objective, params)
+
+    def step(
+        self, objective: Objective, params: Any, state: Any
+    ) -> tuple[Any, Any, Float[Array, ""], Any]:
+        """A part of the step; see `Smoother.step`."""
+        new, state, value, rest = self.smoother.step(objective, params, state)
+        part = jax.tree.map(
+            lambda a, b: a + jnp.asarray(self.factor, a.dtype) * (b - a), params, new
+        )
+        return part, state, value, rest
+
+
+@dataclass(frozen=True)
+class PassingSmoother:
+    """A smoother that changes nothing, with the state of another one.
+
+    Attributes:
+        smoother: the other one.
+    """
+
+    smoother: Smoother
+
+    def init(self, params: Any) -> Any:
+        """State of the other smoother."""
+        return self.smoother.init(params)
+
+    def check(self, objective: Objective, params: Any) -> None:
+        """It works everywhere."""
+
+    def step(
+        self, objective: Objective, params: Any, state: Any
+    ) -> tuple[Any, Any, Float[Array, ""], Any]:
+        """Nothing, with a loss of zero, which nobody has computed."""
+        return params, state, jnp.zeros(()), objective.rest
 
 
 class LeastSquaresSolver(Protocol):

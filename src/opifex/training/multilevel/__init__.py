@@ -22,7 +22,7 @@ from opifex.optimization import (
     scale_by_width,
 )
 from opifex.training.balancing import Balanced, JacobianBalancing
-from opifex.training.errors import NonFiniteLossError
+from opifex.training.errors import LossExplosionError, NonFiniteLossError
 from opifex.training.multilevel.advisor import ScheduleAdvice, recommend_schedule
 from opifex.training.multilevel.checkpointing import Checkpoints
 from opifex.training.multilevel.config import MultilevelConfig
@@ -40,6 +40,7 @@ from opifex.training.multilevel.cycle import (
     draw,
 )
 from opifex.training.multilevel.data import Resampled
+from opifex.training.multilevel.faults import FaultAction, FaultPolicy
 from opifex.training.multilevel.hierarchy import (
     Hierarchy,
     create_depth_hierarchy,
@@ -112,6 +113,8 @@ __all__ = [
     "Enter",
     "Evaluation",
     "ExplainedSpectrum",
+    "FaultAction",
+    "FaultPolicy",
     "FixedEpochs",
     "FullMultigrid",
     "Hierarchy",
@@ -120,6 +123,7 @@ __all__ = [
     "JacobianBalancing",
     "LayerAxes",
     "LevelProgress",
+    "LossExplosionError",
     "LossPlateau",
     "Monitor",
     "MultilevelAdam",

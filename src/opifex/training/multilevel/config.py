@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opifex.core.checks import check_fraction, check_nonnegative_int, check_positive_int
+from opifex.training.multilevel.faults import FaultPolicy
 
 __all__ = ["MultilevelConfig"]
 
@@ -27,6 +28,7 @@ class MultilevelConfig:
             level trains.
         keep_programs: whether compiled programs are kept for later processes, in a folder of the user
             (see `opifex.training.program_cache`, also for what the environment may say).
+        faults: what is done where the loss stops being finite, or explodes.
 
     Raises:
         TypeError: if a number has the wrong type.
@@ -47,6 +49,7 @@ class MultilevelConfig:
     verify_transfers: bool = True
     compile_ahead: bool = True
     keep_programs: bool = True
+    faults: FaultPolicy = field(default_factory=FaultPolicy)
 
     def __post_init__(self) -> None:
         levels = check_positive_int("num_levels", self.num_levels)
@@ -55,6 +58,8 @@ class MultilevelConfig:
         for name in ("verify_transfers", "compile_ahead", "keep_programs"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
+        if not isinstance(self.faults, FaultPolicy):
+            raise TypeError(f"faults must be a FaultPolicy, got {self.faults!r}")
         if self.level_epochs is None:
             epochs = tuple(_COARSEST_EPOCHS * 2**level for level in range(levels))
         else:

@@ -221,14 +221,22 @@ class History:
             self._extra = 0.0
             self._steps += len(losses)
 
-    def forget_last_step(self) -> None:
-        """Take back the last step: it led to a state that was not kept."""
-        last = self._stretches.pop()
-        self._steps -= 1
-        kept = len(last.losses) - 1
-        if kept:
-            seconds = last.seconds * kept / len(last.losses)
-            self._stretches.append(replace(last, losses=last.losses[:-1], seconds=seconds))
+    def forget_steps(self, count: int) -> None:
+        """Take back the last steps: they led to a state that was not kept.
+
+        Args:
+            count: how many; what else was charged to them is charged to the next step.
+        """
+        while count > 0:
+            last = self._stretches.pop()
+            kept = max(0, len(last.losses) - count)
+            self._steps -= len(last.losses) - kept
+            count -= len(last.losses) - kept
+            if kept:
+                seconds = last.seconds * kept / len(last.losses)
+                self._stretches.append(replace(last, losses=last.losses[:kept], seconds=seconds))
+            else:
+                self._extra += last.extra_operations
 
     def record_weights(self, weights: np.ndarray) -> None:
         """Say which weights the residual terms have in the steps from now on.

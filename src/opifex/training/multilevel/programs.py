@@ -10,6 +10,7 @@ import jax
 from opifex.training.loop import CompiledLoop, LoopState, steps_per_epoch
 from opifex.training.multilevel.cycle import Smooth
 from opifex.training.multilevel.run import Run
+from opifex.training.smoother import PassingSmoother, Smoother
 
 __all__ = ["Programs"]
 
@@ -51,27 +52,34 @@ class Programs:
     def loop(self, level: int, owner: int) -> CompiledLoop:
         """The traced program of a level, compiling in the thread."""
         if (level, owner) not in self._loops:
-            run, levels = self._run, self._run.predicted
-            smoother, batch_size = run.task.smoothers[level], run.task.batch_size
-            shapes = jax.eval_shape(
-                lambda params, rest, key: LoopState.start(
-                    params, rest, smoother.init(params), key, run.state.data[owner], batch_size
-                ),
-                levels[level].params,
-                levels[owner].rest,
-                run.state.key,
-            )
-            loop = CompiledLoop(
-                run.objective(levels, level, owner),
-                smoother,
-                shapes,
-                batch_size=batch_size,
-                keep_programs=run.task.config.keep_programs,
-            )
+            loop = self._traced(level, owner, self._run.smoother(level))
             loop.compile(self._executor)
             self._loops[level, owner] = loop
             self._set_unit(level, owner)
         return self._loops[level, owner]
+
+    def skipper(self, level: int, owner: int) -> CompiledLoop:
+        """A program that lets a batch of a level pass by and changes nothing else."""
+        return self._traced(level, owner, PassingSmoother(self._run.smoother(level)))
+
+    def _traced(self, level: int, owner: int, smoother: Smoother) -> CompiledLoop:
+        run, levels = self._run, self._run.predicted
+        batch_size = run.task.batch_size
+        shapes = jax.eval_shape(
+            lambda params, rest, key: LoopState.start(
+                params, rest, smoother.init(params), key, run.state.data[owner], batch_size
+            ),
+            levels[level].params,
+            levels[owner].rest,
+            run.state.key,
+        )
+        return CompiledLoop(
+            run.objective(levels, level, owner),
+            smoother,
+            shapes,
+            batch_size=batch_size,
+            keep_programs=run.task.config.keep_programs,
+        )
 
     def trace_ahead(self) -> None:
         """Trace the next program that the run needs, and compile it in the thread."""

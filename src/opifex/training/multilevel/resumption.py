@@ -14,7 +14,7 @@ import numpy as np
 
 from opifex.storage.archive import checksum
 from opifex.storage.trees import filled, named_leaves, on_host
-from opifex.training.multilevel.checkpointing import VISIT_PARTS, Point, versions
+from opifex.training.multilevel.checkpointing import VISIT_PARTS, Point, Within, versions
 from opifex.training.multilevel.cycle import Interpolate
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.state import CoarseVisit, LevelState, RunState
@@ -89,7 +89,7 @@ def resume(run: Run) -> Point | None:
         ) from error
     run.keep(state)
     run.history.restore(document["record"], arrays["losses"])
-    run.taken = Counter({int(level): steps for level, steps in document["taken"].items()})
+    run.taken, run.damping = Counter(dict(document["taken"])), dict(document["damping"])
     run.last_loss = document["last_loss"]
     for number, observer in enumerate(run.remembering()):
         prefix = f"memory {number} "
@@ -100,7 +100,11 @@ def resume(run: Run) -> Point | None:
         }
         if hasattr(observer, "restore_state") and memory:
             observer.restore_state(memory)
-    run.reached(document["move"], document["steps"], arrays.get("order"))
+    within = None
+    if document["within"] is not None:
+        steps, losses, faults = document["within"]
+        within = Within(steps, losses, faults, arrays["order"])
+    run.reached(document["move"], within)
     return run.point
 
 

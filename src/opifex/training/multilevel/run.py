@@ -14,7 +14,7 @@ from flax import nnx
 
 from opifex.training.balancing import Balanced
 from opifex.training.interrupt import Interruptible
-from opifex.training.multilevel.checkpointing import Point, Recorder, versions
+from opifex.training.multilevel.checkpointing import Point, Recorder, Within, versions
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Correct, Cycle, Enter, Interpolate, Move, Smooth
 from opifex.training.multilevel.data import Resampled
@@ -24,7 +24,7 @@ from opifex.training.multilevel.state import LevelState, RunState
 from opifex.training.multilevel.transfer import Transfer, TransferPlan, plan_transfer
 from opifex.training.multilevel.weights import Weights
 from opifex.training.objective import Objective, kept_program
-from opifex.training.smoother import Smoother
+from opifex.training.smoother import DampedSmoother, Smoother
 
 __all__ = ["Run", "Task"]
 
@@ -98,6 +98,8 @@ class Run:
         self.predicted = list(self.state.levels)
         # Steps of this run on each level that the user stood on.
         self.taken: Counter[int] = Counter()
+        # Factors of the steps on levels where there was a fault.
+        self.damping: dict[int, float] = {}
         self._plans: dict[tuple[int, int], TransferPlan] = {}
         # Where nothing is kept on disk, a request to terminate is none of ours.
         self.interruptible = Interruptible(terminable=self.recorder is not None)
@@ -116,13 +118,17 @@ class Run:
         """Those beside the run whose memory belongs to it: callbacks, then the criterion."""
         return [*self.task.monitor.callbacks, getattr(self.cycle, "stop", None)]
 
-    def reached(self, move: int, steps: int = 0, order: Any = None) -> None:
+    def smoother(self, level: int) -> Smoother:
+        """The smoother of a level, with the smaller steps that faults there have led to."""
+        smoother, factor = self.task.smoothers[level], self.damping.get(level, 1.0)
+        return smoother if factor == 1.0 else DampedSmoother(smoother, factor)
+
+    def reached(self, move: int, within: Within | None = None) -> None:
         """The run can be taken up from here.
 
         Args:
             move: number of the move to carry out next.
-            steps: steps of it that are done.
-            order: the present epoch's order of the samples.
+            within: where it is in the middle of that; by default it begins.
         """
         if self.recorder is None:
             return
@@ -132,9 +138,9 @@ class Run:
         self.point = Point(
             self.state,
             move,
-            steps,
-            order,
+            within,
             dict(self.taken),
+            dict(self.damping),
             self.last_loss,
             memories,
             self.history.mark(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from opifex.training.balancing import Balance
-from opifex.training.errors import NonFiniteLossError
+from opifex.training.errors import LossExplosionError, NonFiniteLossError
 from opifex.training.loop import CAPACITY, CompiledLoop, LoopState, owned, steps_per_epoch
-from opifex.training.multilevel.checkpointing import Point
+from opifex.training.multilevel.checkpointing import Point, Within
 from opifex.training.multilevel.cycle import Smooth
 from opifex.training.multilevel.data import redrawn
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.observation import Observation
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.run import Run
-from opifex.training.objective import Objective
+from opifex.training.objective import Objective, kept_program
 from opifex.training.smoother import initial_state, moves_nothing
 
 __all__ = ["Smoothing"]
@@ -43,6 +43,43 @@ class _Place(NamedTuple):
     loop: LoopState
     objective: Objective
     balance: Balance | None
+
+    @property
+    def finite(self) -> bool:
+        """Whether all parameters are."""
+        leaves = jax.tree.leaves(self.loop.params)
+        return all(bool(np.all(np.isfinite(np.asarray(leaf)))) for leaf in leaves)
+
+
+class _Anchor(NamedTuple):
+    """Where a rollback leads to: the place, the steps done there, and how many losses it had."""
+
+    place: _Place
+    done: int
+    losses: int
+
+
+@dataclass
+class _Stay:
+    """One visit of a level while it goes on.
+
+    Attributes:
+        key: the level, and the one whose loss is minimised.
+        place: where it stands.
+        anchor: where a rollback leads to.
+        done: steps done, those that were skipped among them.
+        losses: of the steps.
+        faults: that were mended.
+        previous: place before the last call of the loop, and the steps of that call.
+    """
+
+    key: tuple[int, int]
+    place: _Place
+    anchor: _Anchor
+    done: int
+    losses: np.ndarray
+    faults: int = 0
+    previous: tuple[_Place, int] | None = None
 
 
 class Smoothing:
@@ -68,6 +105,7 @@ class Smoothing:
 
         Raises:
             NonFiniteLossError: if the loss or the parameters stop being finite.
+            LossExplosionError: if the loss grows beyond what is allowed.
         """
         if move.epochs == 0:
             return
@@ -75,75 +113,180 @@ class Smoothing:
         level, visiting = move.level, bool(run.state.visits)
         key = level, run.owner(level)
         loop = self._program(key)
-        place = self._start(level, point)
-        per_epoch = steps_per_epoch(place.objective.data, task.batch_size)
+        stay = self._begin(key, point)
+        per_epoch = steps_per_epoch(stay.place.objective.data, task.batch_size)
         total = move.epochs * per_epoch
         interval = task.monitor.interval(move.epochs)
         look_in, redraw = interval * per_epoch, 0
         rebalance = run.weights.interval(visiting) * per_epoch
         if task.resampled is not None and not visiting:
             redraw = (task.resampled.every or interval) * per_epoch
-        previous: tuple[_Place, int] | None = None
-        done = 0 if point is None else point.steps
-        losses: list[np.ndarray] = [run.history.losses[run.history.num_steps - done :]]
-        while done < total and not run.stopped:
-            if redraw and done and done % redraw == 0:
+        policy = task.config.faults
+        while stay.done < total and not run.stopped:
+            if redraw and stay.done and stay.done % redraw == 0:
                 with charge("resampling"):
-                    place = self._redraw(place)
+                    stay.place = self._redraw(stay.place)
             if rebalance and run.taken[level] % rebalance == 0:
                 with charge("balancing"):
-                    place = self._rebalance(place)
-            due = (look_in, done), (redraw, done), (rebalance, run.taken[level])
+                    stay.place = self._rebalance(stay.place)
+            due = (look_in, stay.done), (redraw, stay.done), (rebalance, run.taken[level])
             until_due = (every - count % every for every, count in due if every)
-            steps = min(total - done, self._steps_per_call(key), *until_due)
+            steps = min(total - stay.done, self._steps_per_call(key), *until_due)
             self._observation.phase("training", level)
             before = run.history.seconds
             with charge("training"):
-                new, values, healthy = loop.run(owned(place.loop), place.objective, steps)
+                new, values, healthy = loop.run(owned(stay.place.loop), stay.place.objective, steps)
             seconds = run.history.seconds - before
-            good = values[np.isfinite(values)]
-            start, place = place, place._replace(loop=new)
-            self._warn_if_idle(level, start.loop, new, total - done - steps)
-            if not healthy:
-                place, values = _last_good(loop, start, previous, good, run.history)
-            if place.objective.weights is not None:
-                run.history.record_weights(np.asarray(place.objective.weights))
+            reference = _reference(stay.losses, values, look_in)
+            fault = policy.first_fault(values, reference)
+            if fault is None and not healthy:
+                fault = len(values)
+            start, first = stay.place, stay.done
+            mending = policy.action if stay.faults < policy.tries else "raise"
+            error, skipped = None, 0
+            if fault is None:
+                self._warn_if_idle(level, start.loop, new, total - first - steps)
+                stay.place = start._replace(loop=new)
+            elif mending == "rollback" and first + fault > stay.anchor.done:
+                with charge("other"):
+                    self._roll_back(stay, len(values))
+                loop = self._program(key)
+                continue
+            elif mending == "skip":
+                values = self._skip(stay, loop, values[:fault])
+                skipped = 1
+            else:
+                error = self._fault(level, fault, values, stay.losses, reference)
+                stay.place, values = _last_good(
+                    loop, start, stay.previous, values[:fault], run.history
+                )
+            if stay.place.objective.weights is not None:
+                run.history.record_weights(np.asarray(stay.place.objective.weights))
             run.history.record_steps(
                 level,
                 values,
                 seconds,
                 self._programs.operations(*key),
                 objective=run.cycle.coarse if visiting and run.cycle.coarse else "own",
-                first_epoch=done / per_epoch,
+                first_epoch=first / per_epoch,
                 steps_per_epoch=per_epoch,
                 cycle=move.cycle,
             )
-            losses.append(values)
-            previous = start, steps
-            self._keep(level, place, steps)
-            if not healthy:
-                finite = np.concatenate([*losses[:-1], good])
-                last = float(finite[-1]) if len(finite) else float("nan")
-                raise NonFiniteLossError(level, len(finite), last)
-            run.last_loss = float(values[-1])
-            done += steps
-            self._programs.seconds[key] = seconds / steps
-            ended = False
-            if done % look_in == 0 or done == total:
+            stay.losses = np.concatenate([stay.losses, values]) if len(stay.losses) else values
+            stay.previous = None if skipped else (start, steps)
+            self._keep(level, stay.place, len(values) + skipped)
+            if error is not None:
+                raise error
+            if len(values):
+                run.last_loss = float(values[-1])
+            self._programs.seconds[key] = seconds / max(1, len(values))
+            stay.done = first + len(values) + skipped
+            ended, looked = False, stay.done % look_in == 0 or stay.done == total
+            if looked and mending == "rollback" and not self._is_good(stay, look_in):
+                with charge("other"):
+                    self._roll_back(stay, 0)
+                loop = self._program(key)
+                continue
+            if looked:
                 asked = self._observation.observe(
-                    index, done // per_epoch, np.concatenate(losses), per_epoch
+                    index, stay.done // per_epoch, stay.losses, per_epoch
                 )
                 ended = asked.end_level
                 if asked.restored is not None:
-                    place = place._replace(loop=place.loop._replace(**asked.restored._asdict()))
-                    previous = None  # the next step does not follow the one before
-            if ended or done == total:
+                    restored = stay.place.loop._replace(**asked.restored._asdict())
+                    stay.place = stay.place._replace(loop=restored)
+                    stay.previous = None  # the next step does not follow the one before
+                stay.anchor = _Anchor(stay.place, stay.done, len(stay.losses))
+            if ended or stay.done == total:
                 run.reached(index + 1)
-            else:
-                run.reached(index, done, place.loop.order)
+            elif looked or policy.action != "rollback":
+                # Else a run that is taken up would have another place to go back to.
+                within = Within(stay.done, len(stay.losses), stay.faults, stay.place.loop.order)
+                run.reached(index, within)
             run.check_interrupt()
             if ended:
                 return
+
+    def _begin(self, key: tuple[int, int], point: Point | None) -> _Stay:
+        place, within = self._start(key[0]), None if point is None else point.within
+        if within is None:
+            return _Stay(key, place, _Anchor(place, 0, 0), 0, np.zeros(0))
+        history = self._run.history
+        losses = history.losses[history.num_steps - within.losses :]
+        step, order = map(jnp.asarray, (np.int32(within.steps), within.order))
+        place = place._replace(loop=place.loop._replace(step=step, order=order))
+        anchor = _Anchor(place, within.steps, within.losses)
+        return _Stay(key, place, anchor, within.steps, losses, within.faults)
+
+    def _fault(
+        self, level: int, fault: int, values: np.ndarray, losses: np.ndarray, reference: float
+    ) -> Exception:
+        """The error that ends a run."""
+        good = np.concatenate([losses, values[:fault]])
+        if fault < len(values) and np.isfinite(values[fault]):
+            allowed = (self._run.task.config.faults.explosion or np.inf) * abs(reference)
+            return LossExplosionError(level, len(good), float(values[fault]), allowed)
+        return NonFiniteLossError(level, len(good), float(good[-1]) if len(good) else float("nan"))
+
+    def _is_good(self, stay: _Stay, interval: int) -> bool:
+        """Whether the loss of the present place, which no step has seen yet, is no fault."""
+        objective, current = stay.place.objective, stay.place.loop
+        size = self._run.task.batch_size
+        data = jax.tree.map(lambda leaf: leaf[:size], objective.data) if size else objective.data
+        now = objective.at(data=data, rest=current.rest, key=current.key)
+        with self._run.history.stopwatch.charge("other"):
+            program = kept_program(Objective.value, objective.structure)
+            loss = float(program(now, current.params))
+        reference = _reference(stay.losses, stay.losses, interval)
+        return self._run.task.config.faults.first_fault([loss], reference) is None
+
+    def _roll_back(self, stay: _Stay, wasted: int) -> None:
+        """Go back to the last end of an interval, and on from there with smaller steps.
+
+        Args:
+            stay: the present visit.
+            wasted: steps of the last call, which are not recorded.
+        """
+        run, level = self._run, stay.key[0]
+        place, done, count = stay.anchor
+        forgotten = len(stay.losses) - count
+        run.history.forget_steps(forgotten)
+        price = self._programs.operations(*stay.key)
+        run.history.record_extra_operations((forgotten + wasted) * price)
+        if not run.state.visits:
+            run.taken[level] -= stay.done - done
+        stay.place, stay.done, stay.losses = place, done, stay.losses[:count]
+        stay.previous, stay.faults = None, stay.faults + 1
+        factor = run.damping.get(level, 1.0) * run.task.config.faults.step_factor
+        run.damping[level] = factor
+        self._programs.forget(level)
+        self._keep(level, place, 0)
+        warnings.warn(
+            f"the loss of level {level} was not finite or exploded: back to step {done} of this visit, "
+            f"and on with {factor:g} of each step ({stay.faults} of at most "
+            f"{run.task.config.faults.tries} times)",
+            stacklevel=2,
+        )
+
+    def _skip(self, stay: _Stay, loop: CompiledLoop, good: np.ndarray) -> np.ndarray:
+        """Leave out the batch whose loss is bad, or whose gradient made the parameters bad.
+
+        Args:
+            stay: the present visit.
+            loop: its program.
+            good: losses before the bad one.
+
+        Returns:
+            The losses of the steps that were taken.
+        """
+        start, objective = stay.place, stay.place.objective
+        place = _after(loop, start, len(good))
+        if not place.finite:
+            good = good[:-1]
+            place = _after(loop, start, len(good))
+        passed, _, _ = self._programs.skipper(*stay.key).run(owned(place.loop), objective, 1)
+        stay.place, stay.faults = place._replace(loop=passed), stay.faults + 1
+        return good
 
     def _program(self, key: tuple[int, int]) -> CompiledLoop:
         """The compiled program of a level, and the next one traced meanwhile."""
@@ -156,7 +299,7 @@ class Smoothing:
             loop.wait(self._run.check_interrupt)
         return loop
 
-    def _start(self, level: int, point: Point | None) -> _Place:
+    def _start(self, level: int) -> _Place:
         run, values = self._run, self._run.state.levels[level]
         objective, params, rest = run.position()
         smoother = values.smoother
@@ -165,9 +308,6 @@ class Smoothing:
         current = LoopState.start(
             params, rest, smoother, run.state.key, objective.data, run.task.batch_size
         )
-        if point is not None and point.order is not None:
-            step, order = map(jnp.asarray, (np.int32(point.steps), point.order))
-            current = current._replace(step=step, order=order)
         return _Place(current, objective, values.balance)
 
     def _steps_per_call(self, key: tuple[int, int]) -> int:
@@ -221,6 +361,21 @@ class Smoothing:
                 )
 
 
+def _reference(losses: np.ndarray, values: np.ndarray, interval: int) -> float:
+    """What an explosion is measured by: the mean of the last interval, or the first loss."""
+    recent = losses[-interval:]
+    if len(recent):
+        return float(np.mean(recent))
+    return float(values[0]) if len(values) and np.isfinite(values[0]) else float("inf")
+
+
+def _after(loop: CompiledLoop, start: _Place, steps: int) -> _Place:
+    """The place after some steps, once more."""
+    if steps == 0:
+        return start
+    return start._replace(loop=loop.run(owned(start.loop), start.objective, steps)[0])
+
+
 def _last_good(
     loop: CompiledLoop,
     start: _Place,
@@ -235,7 +390,5 @@ def _last_good(
         # end of the call before it.
         start, taken = previous
         steps = taken - 1
-        history.forget_last_step()
-    if steps > 0:
-        start = start._replace(loop=loop.run(owned(start.loop), start.objective, steps)[0])
-    return start, good[:-1]
+        history.forget_steps(1)
+    return _after(loop, start, max(0, steps)), good[:-1]

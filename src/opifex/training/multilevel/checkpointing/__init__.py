@@ -8,7 +8,7 @@ The room may import `opifex.core`, `opifex.storage`, `opifex.training` and its o
 """
 
 from opifex.training.multilevel.checkpointing.checkpoints import Checkpoints, Resume
-from opifex.training.multilevel.checkpointing.point import VISIT_PARTS, Point, versions
+from opifex.training.multilevel.checkpointing.point import VISIT_PARTS, Point, Within, versions
 from opifex.training.multilevel.checkpointing.recorder import Recorder
 
-__all__ = ["VISIT_PARTS", "Checkpoints", "Point", "Recorder", "Resume", "versions"]
+__all__ = ["VISIT_PARTS", "Checkpoints", "Point", "Recorder", "Resume", "Within", "versions"]

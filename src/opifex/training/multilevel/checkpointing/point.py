@@ -11,7 +11,7 @@ from opifex.storage.trees import named_leaves
 from opifex.training.multilevel.history import Mark
 from opifex.training.multilevel.state import RunState
 
-__all__ = ["VISIT_PARTS", "Point", "versions"]
+__all__ = ["VISIT_PARTS", "Point", "Within", "versions"]
 
 VISIT_PARTS = ("start", "params", "rest", "shift", "frame", "weights")
 """What changes from visit to visit of a coarser level; the rest follows from the cycle."""
@@ -23,15 +23,32 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Within:
+    """Where a run is in the middle of smoothing a level.
+
+    Attributes:
+        steps: that are done, those that were skipped among them.
+        losses: how many of the record's last losses belong to this visit.
+        faults: that were mended.
+        order: the present epoch's order of the samples.
+    """
+
+    steps: int
+    losses: int
+    faults: int
+    order: Any
+
+
+@dataclass(frozen=True)
 class Point:
     """Everything that later steps depend on.
 
     Attributes:
         state: where the run stands.
         move: number of the move to carry out next.
-        steps: steps of it that are done.
-        order: the present epoch's order of the samples, ``None`` at the start of a move.
+        within: where it is in the middle of that; ``None`` if it begins.
         taken: steps of this run on each level.
+        damping: factor of the steps on levels where there was a fault.
         last_loss: of the last step, ``None`` before the first.
         memories: of callbacks and criterion, in their order; ``None`` for one that keeps nothing.
         mark: how far the record has come.
@@ -39,9 +56,9 @@ class Point:
 
     state: RunState
     move: int
-    steps: int
-    order: Any
+    within: Within | None
     taken: Mapping[int, int]
+    damping: Mapping[int, float]
     last_loss: float | None
     memories: Sequence[Mapping[str, Any] | None]
     mark: Mark
@@ -66,11 +83,12 @@ class Point:
         for number, memory in enumerate(self.memories):
             for name, value in (memory or {}).items():
                 found |= named_leaves(f"memory {number} {name}", value)
-        return found | named_leaves("key", state.key) | named_leaves("order", self.order)
+        order = None if self.within is None else self.within.order
+        return found | named_leaves("key", state.key) | named_leaves("order", order)
 
     def document(self) -> dict[str, Any]:
         """What is no array."""
-        state = self.state
+        state, within = self.state, self.within
         return {
             "level": state.level,
             "parts": [
@@ -79,7 +97,8 @@ class Point:
             ],
             "visits": [visit.level for visit in state.visits],
             "move": self.move,
-            "steps": self.steps,
-            "taken": {str(level): steps for level, steps in self.taken.items()},
+            "within": within and [within.steps, within.losses, within.faults],
+            "taken": list(self.taken.items()),
+            "damping": list(self.damping.items()),
             "last_loss": self.last_loss,
         }
