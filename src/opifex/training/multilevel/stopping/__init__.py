@@ -9,8 +9,9 @@ criterion of your own is a class with one method::
         def should_stop(self, progress: LevelProgress) -> bool:
             return progress.losses[-1] < 1e-3
 
-The room may import `opifex.core`, `opifex.storage`, `opifex.models` and `opifex.training.multilevel.monitor` (for
-`LevelProgress`); never the training loop, the cycles or the trainer, which call it.
+The room may import `opifex.core`, `opifex.storage`, `opifex.models` and
+`opifex.training.multilevel.monitor` (for `LevelProgress`); never the training loop, the cycles or the
+trainer, which call it.
 """
 
 from opifex.training.multilevel.stopping.criteria import (
