@@ -1,8 +1,8 @@
 """What checkpoints cost: processor seconds of the same training with and without them.
 
-A save every second, so that there are many of them; the difference to the run without, over the number of
-saves, is the price of one, the thread that writes included. From that follows the share of the training at
-one save every 30 seconds. Runs with and without take turns.
+A save every second, so that there are many of them; the difference to the run without, over the number
+of saves, is the price of one, the thread that writes included. From that follows the share of the
+training at one save every 30 seconds. Runs with and without take turns.
 """
 
 from __future__ import annotations

@@ -149,6 +149,21 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         plain(),
     ),
     (
+        "checkpoint_cost",
+        "What checkpoints cost",
+        "Processor seconds of a training with a save every second over those without, by the number of "
+        "saves; the thread that writes is counted. Goal: at most 2 % at one save every 30 seconds.",
+        plain(),
+    ),
+    (
+        "kills",
+        "Killed processes",
+        "Processes that train small hierarchies and save whenever they can, killed after a random part "
+        "of the time of a whole run and started again until the run is complete. *Different*: complete "
+        "runs that differ in any bit of parameters, optimizer state or record from one left alone.",
+        plain("strategy", "kills", "runs", "before the first checkpoint", "different"),
+    ),
+    (
         "compile_cost",
         "What the first training of a process pays for its programs",
         "Fresh processes, with an empty and with a filled folder of programs; training a second time in "
