@@ -71,8 +71,9 @@ def kill_until(name: str, kills: int, seed: int, folder: Path) -> dict[str, Any]
         result.unlink(missing_ok=True)
         while True:
             pid = start(name, place, result)
-            # A little longer than a whole run, so that runs also come to their end.
-            deadline = time.monotonic() + rng.uniform(0.0, 1.2 * seconds)
+            # A little longer than a whole run, so that runs also come to their end; the last one must.
+            patience = rng.uniform(0.0, 1.2 * seconds) if killed < kills else float("inf")
+            deadline = time.monotonic() + patience
             done, status = 0, 0
             while not done and time.monotonic() < deadline:
                 done, status = os.waitpid(pid, os.WNOHANG)
