@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from opifex.cli.model_files import read_model, run_settings
 from opifex.cli.registry import PROBLEMS
@@ -203,6 +204,21 @@ def test_several_seeds_have_folders_and_a_summary(command):
             assert float(found) == pytest.approx(error, rel=1e-6)
     assert "--seed must say which of [3, 5]" in command("export", "out", code=2)
     assert "model.json" in command("export", "out", "--seed", "5", "--format", "safetensors")
+
+
+def test_bfloat16_is_the_precision_of_the_evaluation_alone(command):
+    first = {}
+    for precision in ("float32", "bfloat16"):
+        text = SEEDS.replace("[3, 5]", "[3]").replace("levels: 2", "levels: 1")
+        command.write(text.replace("float64", precision).replace("out\n", f"{precision}\n"))
+        command("run", "config.yaml", "--no-figures")
+        folder = RunFolder(command.folder / precision)
+        assert run_settings(folder).dtype == "float32"
+        kept = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(read_model(folder)))}
+        assert kept == {np.dtype("float32")}
+        first[precision] = load_history(folder.state).losses[0]
+    assert first["bfloat16"] != first["float32"]
+    assert first["bfloat16"] == pytest.approx(first["float32"], rel=0.2)
 
 
 @pytest.mark.slow

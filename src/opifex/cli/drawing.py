@@ -117,7 +117,7 @@ def _solution(folder: RunFolder, settings: RunSettings) -> tuple[str, Callable[[
         return "", None
     samples = read_samples(settings.data)
     inputs, outputs = samples.examples(1)
-    found = np.asarray(model(jnp.asarray(inputs, settings.precision)))[0, ..., 0]
+    found = np.asarray(model(jnp.asarray(inputs, settings.dtype)))[0, ..., 0]
     which = "held-out" if len(samples.held_out_inputs) else "training"
     return (
         f"First output channel of the first {which} sample, and its error.",

@@ -16,7 +16,7 @@ __all__ = ["data_config", "problem_config"]
 
 _ENDING = """\
 seeds: [0] # several, for example [0, 1, 2], run one after the other
-precision: {precision} # float32 or float64
+precision: {precision} # float32, float64 or bfloat16
 output: {output} # the run folder
 loggers: [tensorboard] # also trackio, wandb, mlflow, where they are installed
 """

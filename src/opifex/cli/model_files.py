@@ -53,11 +53,11 @@ def _example_input(folder: RunFolder, settings: RunSettings) -> np.ndarray:
     """An input of the shape that the model takes, for one sample or point."""
     if settings.problem is not None:
         problem = make_problem(settings.problem)
-        return np.zeros((1, problem.input_dim), settings.precision)
+        return np.zeros((1, problem.input_dim), settings.dtype)
     shape = folder.read_json("data.json").get("input_shape")
     if shape is None:
         raise CommandError(f"{folder.path} does not say the shape of its inputs (data.json)")
-    return np.zeros((1, *shape), settings.precision)
+    return np.zeros((1, *shape), settings.dtype)
 
 
 def export_run(folder: RunFolder, top: RunFolder, target: Path, kinds: list[str]) -> list[Path]:

@@ -51,7 +51,11 @@ def run_seed(task: TrainingTask, seed: int, folder: RunFolder, console: Console,
         models,
         make_optimizer(settings.optimizer, [n * task.steps_per_epoch for n in planned]),
         prolongate_preserving if settings.strategy.transfer == "preserving" else prolongate,
-        config=MultilevelConfig(num_levels=len(models), level_epochs=planned),
+        config=MultilevelConfig(
+            num_levels=len(models),
+            level_epochs=planned,
+            precision=None if settings.precision == settings.dtype else settings.precision,
+        ),
     )
     with shown(console, name, [count_parameters(model) for model in models]) as display:
         start = go_on(folder.state, trainer, planned, display)

@@ -190,7 +190,8 @@ class RunSettings(_Section):
         batch_size: samples per step; all by default.
         evaluation_interval: epochs from one evaluation to the next; a twentieth of a level by default.
         seeds: random seeds, one run each.
-        precision: of parameters and data.
+        precision: of parameters and data; ``bfloat16`` evaluates the model in that, and keeps parameters
+            and data in single precision.
         output: the run folder; relative paths start where the command is called.
         loggers: where rows go beside the console, CSV and Parquet.
     """
@@ -204,7 +205,7 @@ class RunSettings(_Section):
     batch_size: Count | None = None
     evaluation_interval: Count | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
     output: Annotated[str, Field(min_length=1)]
     loggers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = ["tensorboard"]
 
@@ -212,6 +213,11 @@ class RunSettings(_Section):
         """The same settings with changes in one section."""
         part = getattr(self, section).model_copy(update=changes)
         return self.model_copy(update={section: part})
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of parameters and data."""
+        return "float32" if self.precision == "bfloat16" else self.precision
 
     @property
     def num_levels(self) -> int:

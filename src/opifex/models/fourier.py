@@ -185,10 +185,7 @@ def _inverse_by_matmul(h: Array, modes: tuple[int, ...], shape: tuple[int, ...])
 
 def _forward_by_fft(x: Array, modes: tuple[int, ...]) -> Array:
     dims = len(modes)
-    # There are no fast transforms of half precision.
-    h = jnp.fft.rfft(
-        x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=dims - 1, norm="forward"
-    )
+    h = jnp.fft.rfft(x, axis=dims - 1, norm="forward")
     h = lax.slice_in_dim(h, 0, modes[-1], axis=dims - 1)
     for axis in range(dims - 1):
         m = modes[axis]
@@ -196,12 +193,11 @@ def _forward_by_fft(x: Array, modes: tuple[int, ...]) -> Array:
         n = h.shape[axis]
         negative = lax.slice_in_dim(h, n - (m - 1), n, axis=axis)
         h = jnp.concatenate([negative, lax.slice_in_dim(h, 0, m, axis=axis)], axis=axis)
-    return jnp.stack([h.real, h.imag], axis=dims).astype(x.dtype)
+    return jnp.stack([h.real, h.imag], axis=dims)
 
 
 def _inverse_by_fft(h: Array, modes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    dims, dtype = len(modes), h.dtype
-    h = h.astype(jnp.promote_types(dtype, jnp.float32))
+    dims = len(modes)
     z = lax.complex(lax.index_in_dim(h, 0, dims, False), lax.index_in_dim(h, 1, dims, False))
     for axis in range(dims - 1):
         m, n = modes[axis], shape[axis]
@@ -211,7 +207,12 @@ def _inverse_by_fft(h: Array, modes: tuple[int, ...], shape: tuple[int, ...]) ->
         rest = lax.slice_in_dim(z, m - 1, 2 * m - 1, axis=axis)
         z = jnp.concatenate([rest, jnp.zeros(gap, z.dtype), negative], axis=axis)
         z = jnp.fft.ifft(z, axis=axis, norm="forward")
-    return jnp.fft.irfft(z, n=shape[-1], axis=dims - 1, norm="forward").astype(dtype)
+    return jnp.fft.irfft(z, n=shape[-1], axis=dims - 1, norm="forward")
+
+
+def _transformable(x: Array) -> Array:
+    """In single precision at least: there are no fast transforms of less, and both ways are equal."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def truncated_transform(
@@ -225,7 +226,8 @@ def truncated_transform(
         transform: ``"fft"``, ``"matmul"``, or ``"auto"`` for the faster one by `choose_transform`.
 
     Returns:
-        Coefficients of shape ``(*mode_axes(modes), 2, *rest)``, see the layout above.
+        Coefficients of shape ``(*mode_axes(modes), 2, *rest)``, see the layout above, in the dtype of
+        ``x``; what has less than single precision is transformed in that.
 
     Raises:
         ValueError: if an axis has fewer than ``2 m - 1`` points, or ``transform`` is unknown.
@@ -235,7 +237,8 @@ def truncated_transform(
     check_grid_carries_modes(modes, shape)
     if check_choice("transform", transform, TRANSFORMS) == "auto":
         transform = choose_transform(modes, shape)
-    return _forward_by_fft(x, modes) if transform == "fft" else _forward_by_matmul(x, modes)
+    forward = _forward_by_fft if transform == "fft" else _forward_by_matmul
+    return forward(_transformable(x), modes).astype(x.dtype)
 
 
 def inverse_truncated_transform(
@@ -273,6 +276,5 @@ def inverse_truncated_transform(
         )
     if check_choice("transform", transform, TRANSFORMS) == "auto":
         transform = choose_transform(modes, grid)
-    if transform == "fft":
-        return _inverse_by_fft(coefficients, modes, grid)
-    return _inverse_by_matmul(coefficients, modes, grid)
+    inverse = _inverse_by_fft if transform == "fft" else _inverse_by_matmul
+    return inverse(_transformable(coefficients), modes, grid).astype(coefficients.dtype)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from opifex.core.checks import check_callable
 from opifex.core.residuals import PointFunction, ResidualTerm, mean_square_loss
+from opifex.training.precision import evaluated_in, restored, rounded
 
 LossFunction = Callable[..., Any]
 """``loss_fn(model, *data)``, or ``loss_fn(model, *data, key=key)`` if it has such an argument."""
@@ -122,6 +123,8 @@ class Objective:
         frame: parameters of a larger model around the present ones (a Galerkin coarse objective).
         weights: one per residual term, in the place of its own ``weight``, shape (terms,); ``None``
             where the terms' own are meant. Other weights need no other program.
+        precision: what the loss evaluates the model in, a name (see `opifex.training.precision`);
+            ``None`` leaves that to the dtypes of parameters and data.
         layout: how parameters sit in ``frame``: an object with ``prolong(params, frame)``.
     """
 
@@ -134,6 +137,7 @@ class Objective:
     frame: Any = None
     layout: Any = None
     weights: Any = None
+    precision: str | None = None
 
     @property
     def has_terms(self) -> bool:
@@ -156,18 +160,29 @@ class Objective:
     @property
     def structure(self) -> tuple[Any, ...]:
         """The static parts, as the key of a compiled program."""
-        return hashable(self.loss), hashable(self.graphdef), self.layout
+        return hashable(self.loss), hashable(self.graphdef), self.layout, self.precision
 
     def model(self, params: Any) -> nnx.Module:
-        """The model to evaluate: the level's own, or the larger one with the parameters in place."""
-        if self.layout is not None:
-            params = self.layout.prolong(params, self.frame)
+        """The model: the level's own, or the larger one with the parameters in place."""
+        return self._merged(self._whole(params))
+
+    def _whole(self, params: Any) -> Any:
+        return params if self.layout is None else self.layout.prolong(params, self.frame)
+
+    def _merged(self, whole: Any) -> nnx.Module:
         # Copies belong to the trace of this evaluation: the loss may update them (batch statistics).
-        return nnx.merge(self.graphdef, params, self.rest, copy=True)
+        return nnx.merge(self.graphdef, whole, self.rest, copy=True)
+
+    def _evaluated(self, params: Any) -> nnx.Module:
+        """The model as the loss sees it, which computes in the precision that is asked for."""
+        whole = self._whole(params)
+        if self.precision is None:
+            return self._merged(whole)
+        return evaluated_in(self._merged(rounded(whole, self.precision)), self.precision, whole)
 
     def evaluate(self, params: Any) -> tuple[Float[Array, ""], Any]:
         """Loss, and the other variables after the evaluation (running statistics, say)."""
-        model = self.model(params)
+        model = self._evaluated(params)
         if self.has_terms:
             value = mean_square_loss(self.terms, model, *self.data)
         elif self.takes_key:
@@ -177,7 +192,8 @@ class Objective:
         value = _scalar_loss(value)
         if self.shift is not None:
             value = value - jnp.real(optax.tree.vdot(self.shift, params)).astype(value.dtype)
-        return value, nnx.state(model, nnx.Not(nnx.Param))
+        rest = nnx.state(model, nnx.Not(nnx.Param))
+        return value, rest if self.precision is None else restored(rest, self.rest)
 
     def value(self, params: Any) -> Float[Array, ""]:
         """The loss alone."""
@@ -190,7 +206,7 @@ class Objective:
 
     def bind(self, params: Any) -> PointFunction:
         """The function of one point that the parameters describe, for least-squares solvers."""
-        model: Any = self.model(params)
+        model: Any = self._evaluated(params)
         return model
 
     def at(self, **changes: Any) -> Objective:
@@ -211,9 +227,9 @@ def _flatten(objective: Objective) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def _unflatten(structure: tuple[Any, ...], leaves: tuple[Any, ...]) -> Objective:
-    loss, graphdef, layout = map(plain, structure)
+    loss, graphdef, layout, precision = map(plain, structure)
     data, rest, key, shift, frame, weights = leaves
-    return Objective(loss, graphdef, data, rest, key, shift, frame, layout, weights)
+    return Objective(loss, graphdef, data, rest, key, shift, frame, layout, weights, precision)
 
 
 jax.tree_util.register_pytree_node(Objective, _flatten, _unflatten)

@@ -22,6 +22,7 @@ from opifex.optimization.second_order import (
 from opifex.optimization.second_order.flat_residuals import FlatResiduals
 from opifex.optimization.second_order.memory import ProblemSize, available_bytes, check_memory
 from opifex.training.objective import Objective, hashable, plain
+from opifex.training.precision import is_low
 
 __all__ = [
     "DampedSmoother",
@@ -225,14 +226,15 @@ class LeastSquaresSmoother:
         return self.solver.init(params)
 
     def check(self, objective: Objective, params: Any) -> None:
-        """Raise if there are no residual terms, the objective is shifted, or memory is too small.
+        """Raise if there are no residual terms, or shift, precision or memory do not allow a step.
 
         Args:
             objective: what is to be minimised; its data are those of one step.
             params: trainable parameters, or their shapes.
 
         Raises:
-            ValueError: if there are no residual terms or points, or the objective has a linear term.
+            ValueError: if there are no residual terms or points, the objective has a linear term, or
+                the model is evaluated in less than single precision.
             MemoryError: if a step takes more bytes than there are.
         """
         name = type(self.solver).__name__
@@ -245,6 +247,12 @@ class LeastSquaresSmoother:
             raise ValueError(
                 f"{name} minimises residuals: loss_fn must be a sequence of ResidualTerm, for "
                 "instance problem.terms"
+            )
+        if objective.precision is not None and is_low(objective.precision):
+            raise ValueError(
+                f"{name} needs a Jacobian in single or double precision, got "
+                f"precision={objective.precision!r}: use 'float32' or 'float64', or an Optax "
+                "transformation"
             )
         limit = available_bytes() if self.memory_limit is None else self.memory_limit
         solver: Any = self.solver

@@ -55,7 +55,7 @@ class DataTask(TrainingTask):
             count,
             f"training samples ({held} are held out)",
         )
-        self._dtype = np.dtype(settings.precision)
+        self._dtype = np.dtype(settings.dtype)
         self.scaling: tuple[FieldNormalizer, FieldNormalizer] | None = None
         if given.normalize:
             fit = FieldNormalizer.fit

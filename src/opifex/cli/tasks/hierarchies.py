@@ -32,7 +32,7 @@ def make_networks(settings: RunSettings, inputs: int, outputs: int, seed: int) -
             outputs,
             size,
             activation=ACTIVATIONS[hierarchy.activation],
-            param_dtype=jnp.dtype(settings.precision),
+            param_dtype=jnp.dtype(settings.dtype),
             rngs=rngs,
         )
         for size in hierarchy.sizes or _coarsened(settings, hierarchy.hidden, round)
@@ -88,7 +88,7 @@ def make_operators(
             num_layers=hierarchy.layers,
             spatial_dims=len(modes),
             grid_kind=grid_kind,
-            param_dtype=jnp.dtype(settings.precision),
+            param_dtype=jnp.dtype(settings.dtype),
             rngs=rngs,
         )
         for size in hierarchy.sizes or _coarsened(settings, modes, int)

@@ -71,7 +71,7 @@ class ProblemTask(TrainingTask):
 
     def make_data(self, models: Sequence[nnx.Module], seed: int) -> Any:
         """Points of every term, the same on all levels."""
-        given, dtype = self._given, self.settings.precision
+        given, dtype = self._given, self.settings.dtype
         points = self.problem.sample_points(
             jax.random.key(seed),
             given.interior_points,

@@ -6,6 +6,7 @@ import abc
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from opifex.core.residuals import ResidualTerm
@@ -73,11 +74,17 @@ class LeastSquaresMethod(abc.ABC, Generic[State]):
             New parameters, new state, and the loss at the old parameters.
 
         Raises:
-            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``, or
-                there are no points.
+            ValueError: if ``terms`` or ``params`` is empty, ``points`` does not match ``terms``,
+                there are no points, or parameters and residuals have less than single precision.
             TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
                 callable, or an entry of ``terms`` is not a `ResidualTerm`.
         """
         problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+        if jnp.finfo(problem.size.dtype).bits < 32:
+            # Squared condition numbers leave no digits, and there are no such factorisations.
+            raise ValueError(
+                f"{type(self).__name__} needs parameters or residuals in float32 or float64, got "
+                f"{problem.size.dtype}"
+            )
         point, state, loss = self.advance(problem, state)
         return problem.unravel(point), state, loss

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from opifex.core.checks import check_fraction, check_nonnegative_int, check_positive_int
 from opifex.training.multilevel.faults import FaultPolicy
+from opifex.training.precision import check_precision
 
 __all__ = ["MultilevelConfig"]
 
@@ -29,11 +30,15 @@ class MultilevelConfig:
         keep_programs: whether compiled programs are kept for later processes, in a folder of the user
             (see `opifex.training.program_cache`, also for what the environment may say).
         faults: what is done where the loss stops being finite, or explodes.
+        precision: what the model is evaluated in by the loss: ``"float32"``, ``"float64"`` (which
+            needs ``jax_enable_x64``) or ``"bfloat16"``, whatever the dtype of its parameters. These,
+            the state of the optimizer, the formulas of the loss, transfers and metrics keep their
+            dtypes. ``None`` leaves it to the dtypes of parameters and data.
 
     Raises:
-        TypeError: if a number has the wrong type.
-        ValueError: if a number is out of range, or the length of ``level_epochs`` is not
-            ``num_levels``.
+        TypeError: if a setting has the wrong type.
+        ValueError: if a number is out of range, ``precision`` is unknown, or the length of
+            ``level_epochs`` is not ``num_levels``.
 
     Example:
         >>> from opifex.training.multilevel import MultilevelConfig
@@ -50,6 +55,7 @@ class MultilevelConfig:
     compile_ahead: bool = True
     keep_programs: bool = True
     faults: FaultPolicy = field(default_factory=FaultPolicy)
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         levels = check_positive_int("num_levels", self.num_levels)
@@ -60,6 +66,7 @@ class MultilevelConfig:
                 raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         if not isinstance(self.faults, FaultPolicy):
             raise TypeError(f"faults must be a FaultPolicy, got {self.faults!r}")
+        check_precision("precision", self.precision)
         if self.level_epochs is None:
             epochs = tuple(_COARSEST_EPOCHS * 2**level for level in range(levels))
         else:

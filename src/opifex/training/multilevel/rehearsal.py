@@ -7,7 +7,7 @@ from opifex.training.multilevel.cycle import Interpolate, Restrict, Smooth
 from opifex.training.multilevel.interpolation import interpolated
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.state import LevelState
-from opifex.training.objective import Objective
+from opifex.training.precision import check_usable
 
 __all__ = ["rehearse"]
 
@@ -44,11 +44,13 @@ def rehearse(run: Run) -> None:
 def _check(run: Run, level: int, owner: int, user_level: int) -> None:
     levels, task = run.predicted, run.task
     objective, values = run.objective(levels, level, owner), levels[owner]
+    check_usable(objective.precision, values.model)
     check_smoother(
         task.smoothers[level], objective, levels[level].params, values.rest, task.batch_size
     )
     if task.balanced is not None and owner == user_level:
-        own = Objective(task.loss, values.graphdef, run.state.data[owner], values.rest)
+        own = run.objective(levels, owner, owner)
+        own = own.at(rest=values.rest, shift=None, weights=None)
         run.weights.price(owner, values, own, run.state.key)
 
 

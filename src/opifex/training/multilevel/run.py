@@ -180,7 +180,12 @@ class Run:
     def objective(self, levels: Sequence[LevelState], level: int, owner: int) -> Objective:
         """The objective of a level before the first transfer to it; the leaves fix shapes only."""
         model = levels[owner]
-        objective = Objective(self.task.loss, model.graphdef, self.state.data[owner])
+        objective = Objective(
+            self.task.loss,
+            model.graphdef,
+            self.state.data[owner],
+            precision=self.task.config.precision,
+        )
         if self.task.balanced is not None:
             objective = objective.at(weights=self.weights.of(model).weights)
         if owner != level:
