@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from opifex.core.checks import check_array
+
 __all__ = ["as_inexact", "as_input_of"]
 
 
@@ -18,8 +20,12 @@ def as_inexact(x: Any, dtype: Any = float) -> Array:
     Args:
         x: an array or what can be made one.
         dtype: a floating-point dtype; by default JAX's default one.
+
+    Raises:
+        TypeError: if ``x`` does not hold numbers.
+        ValueError: if it is ragged.
     """
-    array = jnp.asarray(x)
+    array = jnp.asarray(check_array("x", x))
     if jnp.issubdtype(array.dtype, jnp.inexact):
         return array
     return array.astype(jnp.result_type(dtype))
@@ -33,8 +39,12 @@ def as_input_of(model: Any, x: Any) -> Array:
     Args:
         model: an ``nnx.Module``.
         x: an array or what can be made one.
+
+    Raises:
+        TypeError: if ``x`` does not hold numbers.
+        ValueError: if it is ragged.
     """
-    array = jnp.asarray(x)
+    array = jnp.asarray(check_array("x", x))
     if jnp.issubdtype(array.dtype, jnp.inexact):
         return array
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(nnx.state(model))]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_callable, check_positive
+from opifex.core.checks import check_callable, check_positive, check_sequence
 
 PointFunction = Callable[[Float[Array, " dim"]], Float[Array, " components"]]
 """A function of one point: shape (input_dim,) to shape (output_dim,). Every model is one."""
@@ -112,8 +112,13 @@ def check_points(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None
 
     Raises:
         ValueError: if the number of arrays is not the number of terms, or one has no rows.
-        TypeError: if the points of a term are several arrays, such as points with their normals.
+        TypeError: if the points of a term are no array or several, such as points with their normals,
+            or ``terms`` is not a sequence of `ResidualTerm`.
     """
+    check_sequence("terms", terms)
+    for i, term in enumerate(terms):
+        if not isinstance(term, ResidualTerm):
+            raise TypeError(f"terms[{i}] must be a ResidualTerm, got {term!r}")
     if len(terms) != len(points):
         raise ValueError(
             f"points must hold one array per term ({[t.name for t in terms]}), "
@@ -124,6 +129,10 @@ def check_points(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None
             raise TypeError(
                 f"points of the term {term.name!r} must be one array, got a {type(x).__name__} of "
                 f"{len(x)}: give the one that the term needs, or jnp.hstack of them as its rows"
+            )
+        if not hasattr(x, "dtype"):
+            raise TypeError(
+                f"points of the term {term.name!r} must be an array, got a {type(x).__name__}"
             )
         if not jnp.shape(x) or jnp.shape(x)[0] == 0:
             raise ValueError(
@@ -149,7 +158,8 @@ def residual_vector(
 
     Raises:
         ValueError: if the number of point arrays is not the number of terms, or one has no rows.
-        TypeError: if the points of a term are several arrays.
+        TypeError: if the points of a term are no array or several, or ``terms`` is not a sequence of
+            `ResidualTerm`.
     """
     check_points(terms, points)
     return jnp.concatenate(
@@ -175,7 +185,8 @@ def mean_square_loss(
 
     Raises:
         ValueError: if the number of point arrays is not the number of terms, or one has no rows.
-        TypeError: if the points of a term are several arrays.
+        TypeError: if the points of a term are no array or several, or ``terms`` is not a sequence of
+            `ResidualTerm`.
     """
     check_points(terms, points)
     return sum(

@@ -15,6 +15,7 @@ import scipy
 from jaxtyping import Float
 
 from opifex.core.checks import (
+    check_array,
     check_nonnegative_int,
     check_positive,
     check_positive_int,
@@ -41,6 +42,7 @@ LARGEST_EXPONENT = 600.0
 
 def _heat_kernel(num_points: int, num_nodes: int, variance: float) -> np.ndarray:
     """The periodic heat kernel from nodes j / m to points i / n, up to a factor, shape (m, n)."""
+    variance = min(variance, 4.0)  # of which the kernel is constant to the last digit
     distances = np.arange(num_nodes) / num_nodes
     images = np.arange(-ceil(9 * sqrt(variance)) - 1, ceil(9 * sqrt(variance)) + 1)
     squares = (distances + images[:, None]) ** 2
@@ -104,11 +106,12 @@ def solve_burgers(
         too coarse for its fronts.
 
     Raises:
+        TypeError: if ``initial`` does not hold real numbers, or a number is none.
         ValueError: if ``initial`` is not two-dimensional or not finite, a number is not positive, or
             the viscosity is too small for double precision or for the memory of some hundred MiB
             that the method takes.
     """
-    values = np.asarray(initial, np.float64)
+    values = np.asarray(check_array("initial", initial, real=True), np.float64)
     if values.ndim != 2 or 0 in values.shape or not np.all(np.isfinite(values)):
         raise ValueError(
             f"initial must hold finite numbers of shape (samples, points), got shape {values.shape}"

@@ -20,7 +20,12 @@ import scipy.sparse
 import scipy.sparse.linalg
 from jaxtyping import Float
 
-from opifex.core.checks import check_nonnegative_int, check_positive, check_positive_int
+from opifex.core.checks import (
+    check_array,
+    check_nonnegative_int,
+    check_positive,
+    check_positive_int,
+)
 from opifex.data.cache import cached_arrays
 from opifex.data.fields import OperatorData
 from opifex.data.progress import track
@@ -64,16 +69,18 @@ def solve_darcy(
         Pressure at the cell centres, float64.
 
     Raises:
-        ValueError: if ``permeability`` is not two-dimensional, finite and positive, or ``source`` is
-            not finite or does not have its shape.
+        TypeError: if ``permeability`` or ``source`` does not hold real numbers.
+        ValueError: if ``permeability`` is not two-dimensional, finite and positive, or so large or small
+            that double precision cannot solve the system, or ``source`` is not finite or does not
+            have its shape.
     """
-    a = np.asarray(permeability, np.float64)
+    a = np.asarray(check_array("permeability", permeability, real=True), np.float64)
     if a.ndim != 2 or a.size == 0 or not np.all(np.isfinite(a)) or np.any(a <= 0):
         raise ValueError(
             f"permeability must hold finite positive numbers of shape (rows, columns), "
             f"got shape {a.shape}"
         )
-    f = np.asarray(source, np.float64)
+    f = np.asarray(check_array("source", source, real=True), np.float64)
     if f.shape not in {(), a.shape} or not np.all(np.isfinite(f)):
         raise ValueError(
             f"source must be a finite number or have shape {a.shape}, got shape {f.shape}"
@@ -104,9 +111,18 @@ def solve_darcy(
         shape=(a.size, a.size),
     )
     volume = 1.0 / (rows * columns)
-    factors = scipy.sparse.linalg.splu(
-        matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-    )
+    try:
+        factors = scipy.sparse.linalg.splu(
+            matrix,
+            permc_spec="MMD_AT_PLUS_A",
+            diag_pivot_thresh=0.0,
+            options={"SymmetricMode": True},
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"permeability must have numbers that double precision can work with, got {a.min()} to "
+            f"{a.max()}: {error}"
+        ) from error
     return factors.solve(np.broadcast_to(f * volume, a.shape).reshape(-1)).reshape(a.shape)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from opifex.core.checks import check_positive
+from opifex.core.checks import check_array, check_positive
 
 __all__ = ["FieldNormalizer", "OperatorData"]
 
@@ -62,10 +62,11 @@ class FieldNormalizer:
                 fields' dtype, so that the scale of a field does not matter.
 
         Raises:
+            TypeError: if ``fields`` does not hold real numbers, or ``smallest_deviation`` is none.
             ValueError: if ``fields`` has fewer than two axes, no entries or some that are not finite,
                 or ``smallest_deviation`` is not positive.
         """
-        values = np.asarray(fields, np.float64)
+        values = np.asarray(check_array("fields", fields, real=True), np.float64)
         if values.ndim < 2 or values.size == 0:
             raise ValueError(
                 f"fields must have shape (samples, *spatial, channels), got {values.shape}"

@@ -9,6 +9,7 @@ $\sigma (\lambda + \tau^2)^{-\alpha/2}$ for an eigenvalue $\lambda$ of $-\Delta$
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 import scipy
@@ -23,6 +24,8 @@ from opifex.core.checks import (
 )
 
 __all__ = ["gaussian_random_field"]
+
+_LARGEST_SHIFT = 1e150  # whose square is a number
 
 
 def _deviations(eigenvalues: list[np.ndarray], shift: float, power: float) -> np.ndarray:
@@ -61,6 +64,10 @@ def _neumann_field(
     axes = tuple(range(1, noise.ndim))
     # The orthonormal cosines of the grid are those of the interval over the root of its size.
     return np.sqrt(np.prod(shape)) * scipy.fft.idctn(spectrum, axes=axes, norm="ortho")
+
+
+def _is_sequence(shape: Any) -> TypeGuard[Sequence[int]]:
+    return isinstance(shape, Sequence) and not isinstance(shape, bytes)
 
 
 def gaussian_random_field(
@@ -102,12 +109,13 @@ def gaussian_random_field(
     check_positive_int("num_samples", num_samples)
     sizes = tuple(
         check_positive_int(f"shape[{i}]", n)
-        for i, n in enumerate(shape if isinstance(shape, Sequence) else (shape,))
+        for i, n in enumerate(shape if _is_sequence(shape) else (shape,))
     )
     if not sizes:
         raise ValueError("shape must name at least one axis, got an empty sequence")
     check_positive("smoothness", smoothness)
-    check_positive("inverse_length", inverse_length)
+    if check_positive("inverse_length", inverse_length) > _LARGEST_SHIFT:
+        raise ValueError(f"inverse_length must be at most {_LARGEST_SHIFT}, got {inverse_length}")
     check_nonnegative("scale", scale)
     check_choice("boundary", boundary, ("periodic", "neumann"))
     check_nonnegative_int("seed", seed)

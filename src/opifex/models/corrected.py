@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from opifex.core.checks import check_positive
+from opifex.core.checks import check_module, check_positive
 from opifex.core.dtypes import as_input_of
 
 __all__ = ["CorrectedModel", "FrozenVariable", "freeze"]
@@ -27,7 +27,11 @@ def freeze(model: nnx.Module) -> nnx.Module:
 
     Args:
         model: the model; it is not changed.
+
+    Raises:
+        TypeError: if it is no ``nnx.Module``.
     """
+    check_module("model", model)
     copy = nnx.clone(model)
     copy.eval()
     for _, node in nnx.iter_graph(copy):
@@ -64,8 +68,7 @@ class CorrectedModel(nnx.Module):
         input_scale: float = 1.0,
     ) -> None:
         for name, model in (("base", base), ("correction", correction)):
-            if not isinstance(model, nnx.Module):
-                raise TypeError(f"{name} must be an nnx.Module, got {type(model).__name__}")
+            check_module(name, model)
         self.base: Any = freeze(base)
         self.correction: Callable[[Any], Any] = correction
         self.scale = FrozenVariable(jnp.asarray(check_positive("scale", scale)))

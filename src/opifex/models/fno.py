@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Real
 
-from opifex.core.checks import check_callable, check_choice, check_positive_int
+from opifex.core.checks import check_callable, check_choice, check_positive_int, check_rngs
 from opifex.core.dtypes import as_inexact
 from opifex.models.fourier import (
     TRANSFORMS,
@@ -66,7 +66,7 @@ class SpectralConv(nnx.Module):
     Raises:
         ValueError: if a size is not positive, ``spatial_dims`` is above 3, ``modes`` does not have
             one entry per axis, or ``transform`` is unknown.
-        TypeError: if a size is not an integer.
+        TypeError: if a size is not an integer, or ``rngs`` no ``nnx.Rngs``.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class SpectralConv(nnx.Module):
         self.spatial_dims = _check_spatial_dims(spatial_dims)
         self.modes = _check_modes(modes, spatial_dims)
         self.transform = check_choice("transform", transform, TRANSFORMS)
+        check_rngs("rngs", rngs)
         shape = (*mode_axes(self.modes), input_size, output_size)
         # The scale of Li et al.: small, so that the pointwise part of a block dominates at first.
         scale = 1.0 / (input_size * output_size)
@@ -107,6 +108,7 @@ class SpectralConv(nnx.Module):
         Raises:
             ValueError: if ``x`` has the wrong number of axes or channels, or a grid axis is too
                 coarse for the modes.
+            TypeError: if ``x`` does not hold numbers.
         """
         check_fields(x, self.spatial_dims, self.input_size)
         x = as_inexact(x, self.weight_real[...].dtype)
@@ -203,8 +205,8 @@ class FNO(nnx.Module):
     Raises:
         ValueError: if a size is not positive, ``spatial_dims`` is above 3, ``modes`` does not have
             one entry per axis, or ``grid_kind`` or ``transform`` is unknown.
-        TypeError: if a size is not an integer, ``activation`` is not callable, or
-            ``append_coordinates`` is not a bool.
+        TypeError: if a size is not an integer, ``activation`` is not callable,
+            ``append_coordinates`` is not a bool, or ``rngs`` is no ``nnx.Rngs``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -252,6 +254,7 @@ class FNO(nnx.Module):
             raise TypeError(f"append_coordinates must be a bool, got {append_coordinates!r}")
         self.append_coordinates = append_coordinates
         self.transform = check_choice("transform", transform, TRANSFORMS)
+        check_rngs("rngs", rngs)
         channels = input_dim + (spatial_dims if append_coordinates else 0)
         self.lifting = nnx.Linear(channels, width, param_dtype=param_dtype, rngs=rngs)
         self.blocks = nnx.List(
@@ -311,6 +314,7 @@ class FNO(nnx.Module):
         Raises:
             ValueError: if ``x`` has the wrong number of axes or channels, or a grid axis is too
                 coarse for the modes.
+            TypeError: if ``x`` does not hold numbers.
         """
         check_fields(x, self.spatial_dims, self.input_dim)
         kernel = self.lifting.kernel[...]

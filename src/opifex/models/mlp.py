@@ -11,11 +11,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Real
 
 from opifex.core.checks import (
+    check_bool,
     check_callable,
     check_last_axis,
     check_nonnegative,
     check_positive,
     check_positive_int,
+    check_rngs,
     check_sizes,
 )
 from opifex.core.dtypes import as_inexact
@@ -43,7 +45,8 @@ class HiddenLayer(nnx.Module):
         rngs: random streams; ``params`` is used.
 
     Raises:
-        ValueError: if ``gated`` and the two sizes differ.
+        ValueError: if a size is not positive, or ``gated`` and the two sizes differ.
+        TypeError: if an argument has the wrong type.
     """
 
     def __init__(
@@ -56,6 +59,11 @@ class HiddenLayer(nnx.Module):
         param_dtype: jnp.dtype | type = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        check_positive_int("input_size", input_size)
+        check_positive_int("output_size", output_size)
+        check_callable("activation", activation)
+        check_bool("gated", gated)
+        check_rngs("rngs", rngs)
         if gated and input_size != output_size:
             raise ValueError(
                 f"gated=True needs equal sizes, got input_size={input_size}, "
@@ -95,7 +103,8 @@ class MLP(nnx.Module):
     Raises:
         ValueError: if a size or ``input_scale`` is not positive, ``bias_scale`` is negative,
             ``hidden_dims`` is empty, or ``depth_gates`` is set and the hidden widths differ.
-        TypeError: if a size is not an integer or ``activation`` is not callable.
+        TypeError: if a size is not an integer, ``activation`` is not callable, ``depth_gates`` is no
+            bool, or ``rngs`` no ``nnx.Rngs``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,8 +128,10 @@ class MLP(nnx.Module):
         param_dtype: jnp.dtype | type = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        check_positive("input_scale", input_scale)
-        check_nonnegative("bias_scale", bias_scale)
+        input_scale = check_positive("input_scale", input_scale)
+        bias_scale = check_nonnegative("bias_scale", bias_scale)
+        check_bool("depth_gates", depth_gates)
+        check_rngs("rngs", rngs)
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)
         widths = check_sizes("hidden_dims", hidden_dims)
@@ -165,6 +176,7 @@ class MLP(nnx.Module):
 
         Raises:
             ValueError: if the last axis of ``x`` is not ``input_dim``.
+            TypeError: if ``x`` does not hold numbers.
         """
         check_last_axis("x", x, "input_dim", self.input_dim)
         features = as_inexact(x, self.output.kernel[...].dtype)

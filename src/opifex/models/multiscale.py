@@ -27,6 +27,7 @@ from opifex.core.checks import (
     check_positive,
     check_positive_int,
     check_positive_numbers,
+    check_rngs,
     check_sizes,
 )
 from opifex.core.dtypes import as_inexact
@@ -64,6 +65,7 @@ class FourierFeatures(nnx.Module):
     ) -> None:
         check_positive_int("input_dim", input_dim)
         check_positive_int("num_features", num_features)
+        check_rngs("rngs", rngs)
         self.directions = FrozenVariable(
             jax.random.normal(rngs.params(), (input_dim, num_features), param_dtype)
         )
@@ -118,6 +120,7 @@ class FrequencyBand(nnx.Module):
         widths = check_sizes("hidden_dims", hidden_dims)
         omega = check_positive("frequency", frequency)
         check_callable("activation", activation)
+        check_rngs("rngs", rngs)
         # A variable, so that a transfer carries it along with the weights that belong to it.
         self.frequency = FrozenVariable(jnp.asarray(omega, param_dtype))
         if fourier_features is not None:
@@ -208,6 +211,7 @@ class MultiscaleMLP(nnx.Module):
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)
         self.hidden_dims = check_sizes("hidden_dims", hidden_dims)
+        check_rngs("rngs", rngs)
         self.bands = nnx.List(
             FrequencyBand(
                 self.input_dim,
@@ -242,6 +246,7 @@ class MultiscaleMLP(nnx.Module):
 
         Raises:
             ValueError: if the last axis of ``x`` is not ``input_dim``.
+            TypeError: if ``x`` does not hold numbers.
         """
         check_last_axis("x", x, "input_dim", self.input_dim)
         total = self.bias[...]

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Real
 
+from opifex.core.checks import check_array, check_module
 from opifex.core.dtypes import as_input_of
 from opifex.models.corrected import FrozenVariable
 
@@ -40,7 +41,8 @@ class NormalizedModel(nnx.Module):
         outputs: mean and deviation of the outputs.
 
     Raises:
-        TypeError: if ``network`` is not an ``nnx.Module``.
+        TypeError: if ``network`` is not an ``nnx.Module``, or ``inputs`` or ``outputs`` has no such
+            statistics.
         ValueError: if a mean and its deviation are not finite, of one shape (channels,), or a deviation
             is not positive.
 
@@ -59,8 +61,7 @@ class NormalizedModel(nnx.Module):
     """
 
     def __init__(self, network: nnx.Module, inputs: Normalizer, outputs: Normalizer) -> None:
-        if not isinstance(network, nnx.Module):
-            raise TypeError(f"network must be an nnx.Module, got {type(network).__name__}")
+        check_module("network", network)
         self.network: Callable[[Any], Any] = network
         self.input_mean, self.input_deviation = _statistics("inputs", inputs)
         self.output_mean, self.output_deviation = _statistics("outputs", outputs)
@@ -76,7 +77,13 @@ class NormalizedModel(nnx.Module):
 
 def _statistics(side: str, given: Normalizer) -> tuple[FrozenVariable, FrozenVariable]:
     # By NumPy: a model may be put together in compiled code, where JAX makes no truth value.
-    mean, deviation = np.asarray(given.mean), np.asarray(given.deviation)
+    for name in ("mean", "deviation"):
+        if not hasattr(given, name):
+            raise TypeError(f"{side} must have mean and deviation, got {given!r}")
+    mean, deviation = (
+        np.asarray(check_array(f"{side}.{name}", getattr(given, name), real=True))
+        for name in ("mean", "deviation")
+    )
     if mean.ndim != 1 or mean.shape != deviation.shape:
         raise ValueError(
             f"{side} must have mean and deviation of one shape (channels,), got {mean.shape} and "

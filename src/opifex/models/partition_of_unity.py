@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from opifex.core.checks import check_array, check_sizes
+
 __all__ = ["PartitionOfUnity"]
 
 
@@ -24,14 +26,25 @@ class PartitionOfUnity:
         bounds: of the box, shape (dim, 2).
         patches: number of patches along every axis.
 
+    Raises:
+        TypeError: if ``bounds`` does not hold real numbers, or ``patches`` is no sequence of integers.
+        ValueError: if ``bounds`` has another shape, or a number of patches is not positive.
+
     Attributes:
         centres: of the patches, shape (number of patches, dim), last axis fastest.
         half_widths: of every patch, shape (dim,).
     """
 
     def __init__(self, bounds: np.ndarray, patches: Sequence[int]) -> None:
+        patches = check_sizes("patches", patches)
+        bounds = check_array("bounds", bounds, "dim 2", real=True)
+        if bounds.shape != (len(patches), 2):
+            raise ValueError(
+                f"bounds must have shape ({len(patches)}, 2), one row per entry of patches, got "
+                f"{bounds.shape}"
+            )
         self._lower, self._width = bounds[:, 0], (bounds[:, 1] - bounds[:, 0]) / np.asarray(patches)
-        self._patches = tuple(patches)
+        self._patches = patches
         cells = np.stack(np.meshgrid(*map(np.arange, patches), indexing="ij"), axis=-1)
         self.centres = self._lower + (cells.reshape(-1, len(patches)) + 0.5) * self._width
         self.half_widths = np.where(np.asarray(patches) > 1, self._width, self._width / 2)

@@ -17,6 +17,7 @@ from opifex.core.checks import (
     check_positive,
     check_positive_int,
     check_positive_numbers,
+    check_rngs,
     check_sizes,
 )
 from opifex.core.dtypes import as_inexact
@@ -114,7 +115,8 @@ class RandomFeatures(nnx.Module):
     Raises:
         ValueError: if a number is not positive, ``domain``, ``slope`` or ``patches`` does not have one
             entry per input, or the patches do not get equal numbers of features.
-        TypeError: if a size is not an integer or ``activation`` is not callable.
+        TypeError: if a size is not an integer, ``activation`` is not callable, or ``rngs`` is no
+            ``nnx.Rngs``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -152,6 +154,7 @@ class RandomFeatures(nnx.Module):
                 f"slope must have one entry for each of {input_dim} inputs, got {slope!r}"
             )
         check_callable("activation", activation)
+        check_rngs("rngs", rngs)
         self.activation = activation
         self.patches = _patches(patches, input_dim, num_features)
         cover = PartitionOfUnity(bounds, self.patches)
@@ -195,6 +198,7 @@ class RandomFeatures(nnx.Module):
 
         Raises:
             ValueError: if the last axis of ``x`` is not ``input_dim``.
+            TypeError: if ``x`` does not hold numbers.
         """
         return self.output(self.features(x))
 
@@ -208,6 +212,7 @@ class RandomFeatures(nnx.Module):
 
         Raises:
             ValueError: if the last axis of ``x`` is not ``input_dim``.
+            TypeError: if ``x`` does not hold numbers.
         """
         check_last_axis("x", x, "input_dim", self.input_dim)
         x = as_inexact(x, self.output.kernel[...].dtype)

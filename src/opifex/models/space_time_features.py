@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Real
 
-from opifex.core.checks import check_last_axis
+from opifex.core.checks import check_array, check_last_axis
 from opifex.core.dtypes import as_inexact
 from opifex.models.corrected import FrozenVariable
 from opifex.models.random_features import RandomFeatures
@@ -28,8 +30,28 @@ def element_features(
         x: places and times.
         lower: left end and first time of the elements.
         upper: right end and last time.
+
+    Raises:
+        TypeError: if ``features`` is no `RandomFeatures`, or the others do not hold real numbers.
+        ValueError: if these do not have a last axis of size two, or do not fit together.
     """
+    _check_features(features)
+    given = {"x": x, "lower": lower, "upper": upper}
+    arrays = {name: check_array(name, array, real=True) for name, array in given.items()}
+    for name, array in arrays.items():
+        check_last_axis(name, array, "input_dim", 2)
+    try:
+        np.broadcast_shapes(*(array.shape for array in arrays.values()))
+    except ValueError as error:
+        shapes = {name: array.shape for name, array in arrays.items()}
+        raise ValueError(f"x, lower and upper must fit together, got shapes {shapes}") from error
+    x, lower, upper = map(jnp.asarray, arrays.values())
     return features.features((2 * x - lower - upper) / (upper - lower))
+
+
+def _check_features(features: Any) -> None:
+    if not isinstance(features, RandomFeatures):
+        raise TypeError(f"features must be RandomFeatures, got {type(features).__name__}")
 
 
 class SpaceTimeFeatures(nnx.Module):
@@ -49,6 +71,7 @@ class SpaceTimeFeatures(nnx.Module):
 
     Raises:
         ValueError: if the shapes do not fit together.
+        TypeError: if ``features`` is no `RandomFeatures`, or the others do not hold real numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,6 +91,11 @@ class SpaceTimeFeatures(nnx.Module):
         nodes: Float[Array, "slabs nodes"],
         coefficients: Float[Array, "slabs elements features outputs"],
     ) -> None:
+        _check_features(features)
+        times = jnp.asarray(check_array("times", times, "ends", real=True))
+        nodes = jnp.asarray(check_array("nodes", nodes, "slabs nodes", real=True))
+        axes = "slabs elements features outputs"
+        coefficients = jnp.asarray(check_array("coefficients", coefficients, axes, real=True))
         slabs, elements = len(times) - 1, nodes.shape[1] - 1
         expected = (slabs, elements, features.num_features)
         if nodes.shape[0] != slabs or coefficients.shape[:3] != expected:
@@ -92,6 +120,7 @@ class SpaceTimeFeatures(nnx.Module):
 
         Raises:
             ValueError: if the last axis of ``x`` does not have size two.
+            TypeError: if ``x`` does not hold numbers.
         """
         check_last_axis("x", x, "input_dim", 2)
         times, nodes, coefficients = self.times[...], self.nodes[...], self.coefficients[...]

@@ -16,18 +16,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Real
 
-from opifex.core.checks import check_callable
+from opifex.core.checks import check_callable, check_module
 from opifex.core.dtypes import as_input_of
 
 __all__ = ["SymmetricModel", "TrialFunction"]
 
 PointMap = Callable[[Float[Array, "*batch inputs"]], Float[Array, "*batch outputs"]]
 """A function of points that acts on the last axis and keeps all others."""
-
-
-def _check_network(network: Any) -> None:
-    if not isinstance(network, nnx.Module):
-        raise TypeError(f"network must be an nnx.Module, got {type(network).__name__}")
 
 
 class TrialFunction(nnx.Module):
@@ -65,7 +60,7 @@ class TrialFunction(nnx.Module):
         factor: PointMap,
         embed: PointMap | None = None,
     ) -> None:
-        _check_network(network)
+        check_module("network", network)
         check_callable("offset", offset)
         check_callable("factor", factor)
         if embed is not None:
@@ -98,7 +93,7 @@ class SymmetricModel(nnx.Module):
     """
 
     def __init__(self, network: nnx.Module, reflection: PointMap, *, odd: bool = False) -> None:
-        _check_network(network)
+        check_module("network", network)
         check_callable("reflection", reflection)
         if not isinstance(odd, bool):
             raise TypeError(f"odd must be a bool, got {odd!r}")

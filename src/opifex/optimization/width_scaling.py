@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from opifex.core.checks import check_array, check_callable
+
 __all__ = ["WidthScalingState", "scale_by_width", "set_width_factors", "width_factors"]
 
 
@@ -97,14 +99,26 @@ def set_width_factors(state: Any, factor: Callable[[tuple[Any, ...]], float]) ->
 
     Returns:
         The new state.
+
+    Raises:
+        TypeError: if ``factor`` is not callable, or returns something else than numbers.
+        ValueError: if it returns more than one number.
     """
+    check_callable("factor", factor)
+
+    def number(path: tuple[Any, ...], dtype: Any) -> Array:
+        name = f"factor({jax.tree_util.keystr(path)})"
+        found = check_array(name, factor(path), real=True)
+        if found.ndim:
+            raise ValueError(f"{name} must be one number, got shape {found.shape}")
+        return jnp.asarray(found, dtype)
 
     def replace(node: Any) -> Any:
         if not _is_scaling(node):
             return node
         return WidthScalingState(
             jax.tree_util.tree_map_with_path(
-                lambda path, leaf: jnp.asarray(factor(path), leaf.dtype), node.factor
+                lambda path, leaf: number(path, leaf.dtype), node.factor
             )
         )
 

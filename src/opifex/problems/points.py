@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,13 @@ import numpy as np
 import scipy
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from opifex.core.checks import check_choice, check_key, check_positive_int
+from opifex.core.checks import (
+    check_choice,
+    check_finite,
+    check_key,
+    check_positive_int,
+    check_sequence,
+)
 
 __all__ = ["UNIT_SQUARE", "Box", "generate_boundary_points", "grid_points", "interior_points"]
 
@@ -29,13 +36,18 @@ class Box:
         upper: largest coordinates.
 
     Raises:
-        ValueError: if the two differ in length or the box is empty.
+        TypeError: if one is not a sequence of numbers.
+        ValueError: if the two differ in length, a number is not finite, or the box is empty.
     """
 
     lower: tuple[float, ...]
     upper: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name, bounds in (("lower", self.lower), ("upper", self.upper)):
+            check_sequence(name, bounds)
+            for i, bound in enumerate(bounds):
+                check_finite(f"{name}[{i}]", bound)
         if len(self.lower) != len(self.upper) or not self.lower:
             raise ValueError(f"lower and upper must match, got {self.lower} and {self.upper}")
         if any(not a < b for a, b in zip(self.lower, self.upper, strict=True)):
@@ -54,6 +66,11 @@ class Box:
 
 UNIT_SQUARE = Box((0.0, 0.0), (1.0, 1.0))
 """The box $[0, 1]^2$, the default domain of all functions here."""
+
+
+def _check_domain(domain: Any) -> None:
+    if not isinstance(domain, Box):
+        raise TypeError(f"domain must be a Box, got {domain!r}")
 
 
 def interior_points(
@@ -76,9 +93,10 @@ def interior_points(
         Shape (num_points, dim), of JAX's default floating-point type.
 
     Raises:
-        TypeError: if ``num_points`` is not an integer or ``key`` is no random key.
+        TypeError: if ``num_points`` is not an integer, ``domain`` no `Box` or ``key`` no random key.
         ValueError: if ``num_points`` is not positive or ``method`` is unknown.
     """
+    _check_domain(domain)
     check_positive_int("num_points", num_points)
     check_choice("method", method, ["uniform", "sobol"])
     key = jax.random.key(0) if key is None else key
@@ -109,9 +127,10 @@ def generate_boundary_points(
         Shape (num_points, dim), of JAX's default floating-point type.
 
     Raises:
-        TypeError: if ``num_points`` is not an integer or ``key`` is no random key.
+        TypeError: if ``num_points`` is not an integer, ``domain`` no `Box` or ``key`` no random key.
         ValueError: if ``num_points`` is not positive.
     """
+    _check_domain(domain)
     check_positive_int("num_points", num_points)
     if key is not None:
         check_key("key", key)
@@ -148,8 +167,11 @@ def grid_points(shape: Sequence[int], domain: Box = UNIT_SQUARE) -> Float[Array,
         Shape (product of ``shape``, dim), of JAX's default floating-point type.
 
     Raises:
+        TypeError: if ``shape`` is not a sequence of integers, or ``domain`` no `Box`.
         ValueError: if ``shape`` does not have one positive entry per axis.
     """
+    check_sequence("shape", shape)
+    _check_domain(domain)
     if len(shape) != domain.dim:
         raise ValueError(f"shape must have {domain.dim} entries, got {tuple(shape)}")
     axes = [

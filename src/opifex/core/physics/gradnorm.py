@@ -25,7 +25,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_nonnegative, check_positive, check_positive_int
+from opifex.core.checks import (
+    check_array,
+    check_callable,
+    check_nonnegative,
+    check_positive,
+    check_positive_int,
+    check_rngs,
+)
 
 Losses = Sequence[Any] | Float[Array, " terms"]
 
@@ -109,7 +116,22 @@ def gradient_norms(
 
     Returns:
         One norm per loss, shape (terms,).
+
+    Raises:
+        TypeError: if ``losses_fn`` is not callable, or a parameter is not an array of floating-point
+            numbers.
+        ValueError: if ``losses_fn`` returns something else than one axis of losses.
     """
+    check_callable("losses_fn", losses_fn)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = check_array(f"params{jax.tree_util.keystr(path)}", leaf)
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            raise TypeError(f"params must hold floating-point numbers, got {array.dtype}")
+    if not jax.tree.leaves(params):
+        raise TypeError("params must hold at least one array, got an empty tree")
+    shape = jax.eval_shape(lambda p: jnp.asarray(losses_fn(p)), params).shape
+    if len(shape) != 1:
+        raise ValueError(f"losses_fn must return shape (terms,), got {shape}")
     jacobian = jax.jacrev(lambda p: jnp.asarray(losses_fn(p)))(params)
     squares = [
         jnp.sum(leaf.reshape(leaf.shape[0], -1) ** 2, axis=1) for leaf in jax.tree.leaves(jacobian)
@@ -157,8 +179,8 @@ class GradNormBalancer(nnx.Module):
         self.num_losses = check_positive_int("num_losses", num_losses)
         self.alpha = check_nonnegative("alpha", alpha)
         self.learning_rate = check_positive("learning_rate", learning_rate)
-        if rngs is not None and not isinstance(rngs, nnx.Rngs):
-            raise TypeError(f"rngs must be an nnx.Rngs, got {type(rngs).__name__}")
+        if rngs is not None:
+            check_rngs("rngs", rngs)
         self.weights = nnx.Variable(jnp.ones(num_losses))
         self._initial_losses: Array | None = nnx.data(None)
 

@@ -50,6 +50,14 @@ def _scalar(u: ScalarField) -> Callable[[Array], Array]:
     return value
 
 
+def _point(x: Array) -> Array:
+    """One point, of a floating-point dtype."""
+    x = as_inexact(x)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"x must be one point of shape (dim,), got shape {x.shape}")
+    return x
+
+
 def gradient(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[Array, " dim"]]:
     r"""The gradient $\nabla u$ of a scalar function.
 
@@ -60,7 +68,7 @@ def gradient(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[Array, " 
         Function from a point to the gradient there, shape (dim,).
 
     Raises:
-        TypeError: if ``u`` is not callable.
+        TypeError: if ``u`` is not callable; when evaluated, if the point does not hold numbers.
         ValueError: when evaluated, if ``u`` has more than one component.
     """
     check_callable("u", u)
@@ -128,14 +136,14 @@ def hessian_diagonal(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[A
         Function from a point to the diagonal of the Hessian there, shape (dim,).
 
     Raises:
-        TypeError: if ``u`` is not callable.
-        ValueError: when evaluated, if ``u`` has more than one component.
+        TypeError: if ``u`` is not callable; when evaluated, if the point does not hold numbers.
+        ValueError: when evaluated, if ``u`` has more than one component, or at more than one point.
     """
     check_callable("u", u)
     value = _scalar(u)
 
     def diagonal(x: Array) -> Array:
-        x = as_inexact(x)
+        x = _point(x)
         axes = jnp.eye(x.shape[0], dtype=x.dtype)[:, None]
         if len(axes) <= UNROLLED_DIRECTIONS // 4:  # a sweep for each
             return jnp.stack([_sum_of_second_derivatives(value, x, axis) for axis in axes])
@@ -154,14 +162,14 @@ def laplacian(u: ScalarField) -> Callable[[Float[Array, " dim"]], Float[Array, "
         Function from a point to the Laplacian there, a number.
 
     Raises:
-        TypeError: if ``u`` is not callable.
-        ValueError: when evaluated, if ``u`` has more than one component.
+        TypeError: if ``u`` is not callable; when evaluated, if the point does not hold numbers.
+        ValueError: when evaluated, if ``u`` has more than one component, or at more than one point.
     """
     check_callable("u", u)
     value = _scalar(u)
 
     def sum_of_diagonal(x: Array) -> Array:
-        x = as_inexact(x)
+        x = _point(x)
         axes = jnp.eye(x.shape[0], dtype=x.dtype)
         if len(axes) <= UNROLLED_DIRECTIONS:
             return _sum_of_second_derivatives(value, x, axes)
@@ -185,17 +193,18 @@ def divergence(
         Function from a point to the divergence there, a number.
 
     Raises:
-        TypeError: if ``f`` is not callable.
-        ValueError: when evaluated, if the number of components is not the number of coordinates.
+        TypeError: if ``f`` is not callable; when evaluated, if the point does not hold numbers.
+        ValueError: when evaluated, if the number of components is not the number of coordinates, or
+            at more than one point.
     """
     check_callable("f", f)
 
     def value(x: Array) -> Array:
-        x = as_inexact(x)
-        if jax.eval_shape(f, x).shape != x.shape:
+        x = _point(x)
+        found = getattr(jax.eval_shape(f, x), "shape", None)
+        if found != x.shape:
             raise ValueError(
-                f"f must have one component per coordinate, shape {x.shape}, got "
-                f"{jax.eval_shape(f, x).shape}"
+                f"f must have one component per coordinate, shape {x.shape}, got {found}"
             )
         directions = jnp.eye(x.shape[0], dtype=x.dtype)
         return sum(

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from opifex.core.checks import check_array, check_bool, check_nonnegative
+
 __all__ = ["block_bidiagonal_solution"]
 
 
@@ -42,7 +44,9 @@ def block_bidiagonal_solution(
         $x_s$.
 
     Raises:
-        ValueError: if ``upper`` has more rows than ``diagonal``, or the cycle fewer than three blocks.
+        TypeError: if an argument has the wrong type.
+        ValueError: if the arrays do not fit together, ``upper`` has more rows than ``diagonal``, the
+            cycle has fewer than three blocks, or ``regularization`` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,7 +56,20 @@ def block_bidiagonal_solution(
         >>> [round(float(value), 3) for value in x.ravel()]
         [4.0, 3.0, 2.0]
     """
+    diagonal = jnp.asarray(check_array("diagonal", diagonal, "blocks rows n", real=True))
+    upper = jnp.asarray(check_array("upper", upper, real=True))
+    right_hand_side = jnp.asarray(check_array("right_hand_side", right_hand_side, real=True))
+    regularization = check_nonnegative("regularization", regularization)
+    check_bool("cyclic", cyclic)
+    if not jnp.issubdtype(diagonal.dtype, jnp.floating):
+        raise TypeError(f"diagonal must hold floating-point numbers, got {diagonal.dtype}")
     blocks, rows, size = diagonal.shape
+    if upper.ndim != 3 or (upper.shape[0], upper.shape[2]) != (blocks, size):
+        raise ValueError(f"upper must have shape ({blocks}, coupled, {size}), got {upper.shape}")
+    if right_hand_side.shape != (blocks, rows):
+        raise ValueError(
+            f"right_hand_side must have shape {(blocks, rows)}, got {right_hand_side.shape}"
+        )
     coupled = upper.shape[1]
     if coupled > rows:
         raise ValueError(f"upper must have at most the {rows} rows of diagonal, got {coupled}")

@@ -192,7 +192,8 @@ def available_bytes(device: jax.Device | None = None) -> int | None:
     Args:
         device: the device; by default the one on which JAX computes.
     """
-    device = device or next(iter(jnp.zeros(()).devices()))
+    if device is None:
+        device = next(iter(jnp.zeros(()).devices()))
     statistics = getattr(device, "memory_stats", lambda: None)() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"])

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from opifex.core.checks import check_fraction, check_nonnegative_int, check_positive_int
+from opifex.core.checks import (
+    check_bool,
+    check_fraction,
+    check_index,
+    check_nonnegative_int,
+    check_positive_int,
+)
 from opifex.training.multilevel.faults import FaultPolicy
 from opifex.training.precision import check_precision
 
@@ -62,8 +68,7 @@ class MultilevelConfig:
         check_fraction("coarsening_factor", self.coarsening_factor)
         check_nonnegative_int("warmup_epochs", self.warmup_epochs)
         for name in ("verify_transfers", "compile_ahead", "keep_programs"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
+            check_bool(name, getattr(self, name))
         if not isinstance(self.faults, FaultPolicy):
             raise TypeError(f"faults must be a FaultPolicy, got {self.faults!r}")
         check_precision("precision", self.precision)
@@ -94,10 +99,10 @@ class MultilevelConfig:
             level: the level; 0 is the coarsest.
 
         Raises:
+            TypeError: if ``level`` is not an integer.
             ValueError: if there is no such level.
         """
-        if not 0 <= level < self.num_levels:
-            raise ValueError(f"level must be in 0..{self.num_levels - 1}, got {level!r}")
+        check_index("level", level, self.num_levels)
         assert self.level_epochs is not None
         extra = self.warmup_epochs if level == self.num_levels - 1 else 0
         return self.level_epochs[level] + extra

@@ -20,6 +20,7 @@ from opifex.core.checks import (
     check_nonnegative_int,
     check_positive,
     check_positive_int,
+    check_sequence,
 )
 from opifex.training.multilevel.stopping import StoppingCriterion
 
@@ -298,7 +299,11 @@ def _divided(order: Sequence[Move], epochs: Sequence[int]) -> Iterator[Move]:
 class WCycle(VCycle):
     """Every level visits the next coarser one twice, the coarsest once (cycle index gamma = 2).
 
-    Attributes and errors are those of `VCycle`.
+    Attributes are those of `VCycle`.
+
+    Raises:
+        ValueError: as `VCycle` does.
+        TypeError: as `VCycle` does.
     """
 
     gamma: ClassVar[int] = 2
@@ -309,8 +314,12 @@ class FullMultigrid(VCycle):
     """From the present level up: solve, interpolate, and do V-cycles on each new level.
 
     On the coarsest level the first solve takes half of its epochs. A run that begins on a finer level
-    begins with V-cycles there. Attributes and errors are those of `VCycle`; ``cycles`` is the number of
-    cycles on each level.
+    begins with V-cycles there. Attributes are those of `VCycle`; ``cycles`` is the number of cycles on
+    each level.
+
+    Raises:
+        ValueError: as `VCycle` does.
+        TypeError: as `VCycle` does.
 
     Example:
         >>> from opifex.training.multilevel import FullMultigrid, draw
@@ -410,6 +419,11 @@ def draw(cycle: Cycle, num_levels: int, epochs: Sequence[int] | None = None) -> 
     Returns:
         Every smoothing as its number of epochs, in order from left to right.
 
+    Raises:
+        TypeError: if ``cycle`` is no `Cycle`, or a number is not an integer.
+        ValueError: if there are no levels, or ``epochs`` does not have one entry per level, none of
+            them negative.
+
     Example:
         >>> from opifex.training.multilevel import VCycle, draw
         >>> print(draw(VCycle(cycles=1, pre=2, post=1, coarsest=4), num_levels=3))
@@ -417,7 +431,16 @@ def draw(cycle: Cycle, num_levels: int, epochs: Sequence[int] | None = None) -> 
          2 1
           4
     """
-    if epochs is None and not getattr(cycle, "says_epochs", False):
+    cycle = as_cycle(cycle)
+    check_positive_int("num_levels", num_levels)
+    if epochs is not None:
+        check_sequence("epochs", epochs)
+        epochs = [check_nonnegative_int(f"epochs[{i}]", n) for i, n in enumerate(epochs)]
+        if len(epochs) != num_levels:
+            raise ValueError(
+                f"epochs must have one entry per level ({num_levels}), got {len(epochs)}"
+            )
+    elif not getattr(cycle, "says_epochs", False):
         epochs = [1] * num_levels
     rows = [""] * num_levels
     for move in cycle.moves(num_levels, 0, epochs):

@@ -13,6 +13,7 @@ from opifex.core.checks import (
     check_fraction,
     check_positive,
     check_positive_int,
+    check_rngs,
     check_sizes,
 )
 from opifex.models import FNO, MLP, MultiscaleMLP
@@ -39,11 +40,6 @@ class Hierarchy(list[Any]):
             for level, (model, count) in enumerate(zip(self, counts, strict=True))
         ]
         return "\n".join([f"Hierarchy of {len(self)} levels, coarsest first", *rows])
-
-
-def _check_rngs(rngs: Any) -> None:
-    if not isinstance(rngs, nnx.Rngs):
-        raise TypeError(f"rngs must be an nnx.Rngs, got {rngs!r} of type {type(rngs).__name__}")
 
 
 def create_network_hierarchy(
@@ -94,7 +90,7 @@ def create_network_hierarchy(
     check_positive_int("num_levels", num_levels)
     check_fraction("coarsening_factor", coarsening_factor)
     check_callable("activation", activation)
-    _check_rngs(rngs)
+    check_rngs("rngs", rngs)
     return Hierarchy(
         MLP(
             input_dim,
@@ -148,7 +144,7 @@ def create_depth_hierarchy(
     if list(sizes) != sorted(sizes):
         raise ValueError(f"depths must not decrease from coarse to fine, got {list(sizes)}")
     check_callable("activation", activation)
-    _check_rngs(rngs)
+    check_rngs("rngs", rngs)
     return Hierarchy(
         MLP(
             input_dim,
@@ -232,7 +228,7 @@ def create_fno_hierarchy(
         raise ValueError(f"reduction_factor must be above 1, got {reduction_factor!r}")
     if check_positive("width_factor", width_factor) > 1:
         raise ValueError(f"width_factor must lie in (0, 1], got {width_factor!r}")
-    _check_rngs(rngs)
+    check_rngs("rngs", rngs)
 
     def build(coarsenings: int) -> FNO:
         return FNO(
@@ -312,7 +308,7 @@ def create_multiscale_hierarchy(
         )
     if check_positive("coarsening_factor", coarsening_factor) > 1:
         raise ValueError(f"coarsening_factor must lie in (0, 1], got {coarsening_factor!r}")
-    _check_rngs(rngs)
+    check_rngs("rngs", rngs)
     return Hierarchy(
         MultiscaleMLP(
             input_dim,

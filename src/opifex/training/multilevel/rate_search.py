@@ -17,7 +17,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from opifex.core.checks import check_positive_int, check_positive_numbers
+from opifex.core.checks import (
+    check_module,
+    check_positive_int,
+    check_positive_numbers,
+    check_sequence,
+)
 from opifex.optimization import scale_by_age_corrected_adam
 from opifex.training.errors import NonFiniteLossError
 from opifex.training.multilevel.config import MultilevelConfig
@@ -113,7 +118,8 @@ def tune_learning_rate(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if a number is not positive, or no rate keeps the loss below that of the first step.
+        ValueError: if a number is not positive, there is no model, or no rate keeps the loss below that
+            of the first step.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,7 +135,12 @@ def tune_learning_rate(
     """
     chosen = sorted(set(check_positive_numbers("rates", rates)))
     check_positive_int("steps", steps)
+    if not isinstance(model, nnx.Module):
+        check_sequence("model", model)
+        if len(model) == 0:
+            raise ValueError("model must be an nnx.Module or hold some, got an empty sequence")
     coarsest = model if isinstance(model, nnx.Module) else model[0]
+    check_module("model", coarsest)
     method = _adam()
 
     def trial(rate: float) -> RateTrial:

@@ -123,6 +123,10 @@ def fit_in_stages(
     check_callable("function", function)
     if make_model is not None:
         check_callable("make_model", make_model)
+    if solver is not None and (
+        isinstance(solver, type) or not callable(getattr(solver, "step", None))
+    ):
+        raise TypeError(f"solver must be one such as LevenbergMarquardt(), got {solver!r}")
     check_positive_int("num_stages", num_stages)
     if not isinstance(steps, int):
         check_sequence("steps", steps)

@@ -39,7 +39,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_choice, check_positive, check_positive_int
+from opifex.core.checks import check_array, check_choice, check_positive, check_positive_int
 from opifex.models import FNO
 from opifex.models.fno import check_axes, check_fields
 
@@ -444,7 +444,7 @@ def resolution_hierarchy(
             the models, the models differ in their kind of grid, ``shapes`` does not have one entry
             per level, fields lack an axis that modes or shapes describe, a grid is too coarse for
             its modes, or an argument of the restriction is not allowed.
-        TypeError: if a size is not an integer.
+        TypeError: if fields do not hold numbers, or a size is not an integer.
 
     Example:
         >>> import numpy as np
@@ -456,6 +456,7 @@ def resolution_hierarchy(
     """
     if len(modes) == 0:
         raise ValueError("modes must name at least one level, got an empty sequence")
+    inputs, outputs = check_array("inputs", inputs), check_array("outputs", outputs)
     models = [level for level in modes if isinstance(level, FNO)]
     for model in models:
         check_fields(inputs, model.spatial_dims, model.input_dim, name="inputs")

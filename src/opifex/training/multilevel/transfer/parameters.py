@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from opifex.core.checks import check_positive
+from opifex.core.checks import check_module, check_positive
 from opifex.models import SpectralConv
 from opifex.training.multilevel.transfer.axes import FIXED, Axis, lookup_axes
 
@@ -283,9 +283,8 @@ def plan_transfer(coarse_model: nnx.Module, fine_model: nnx.Module) -> TransferP
             along an axis that cannot grow; or if variables that are one and the same on the coarse
             level (tied layers) are two on the fine level. The message names the layer.
     """
-    for name, model in (("coarse_model", coarse_model), ("fine_model", fine_model)):
-        if not isinstance(model, nnx.Module):
-            raise TypeError(f"{name} must be an nnx.Module, got {type(model).__name__}")
+    check_module("coarse_model", coarse_model)
+    check_module("fine_model", fine_model)
     if type(coarse_model) is not type(fine_model):
         raise TypeError(
             f"coarse_model and fine_model must be of the same class, got "
@@ -455,6 +454,26 @@ def _zeros(array: Array) -> Array:
     return _with_block(array, (slice(None),) * array.ndim, 0)
 
 
+def _check_parameters(name: str, tree: Any, model_name: str, model: nnx.Module) -> None:
+    """Raise unless a tree is like the parameters of a model."""
+    check_module(model_name, model)
+    if not isinstance(tree, nnx.State):
+        raise TypeError(
+            f"{name} must be an nnx.State like the parameters of {model_name}, got "
+            f"{type(tree).__name__}"
+        )
+    found, wanted = (
+        {path: jnp.shape(leaf) for path, leaf in _entries(state).items()}
+        for state in (tree, nnx.state(model, nnx.Param))
+    )
+    for path in [*wanted, *found]:
+        if found.get(path) != wanted.get(path):
+            raise ValueError(
+                f"{name} must be like the parameters of {model_name}, with {wanted.get(path)} at "
+                f"{layer_name(path)}, got {found.get(path)}"
+            )
+
+
 def prolongate_correction(
     coarse_tree: Any, coarse_model: nnx.Module, fine_model: nnx.Module
 ) -> Any:
@@ -471,9 +490,12 @@ def prolongate_correction(
         A tree like the parameters of ``fine_model``.
 
     Raises:
-        TypeError: if a model is not an ``nnx.Module`` or the classes differ.
+        TypeError: if a model is not an ``nnx.Module``, the classes differ, or ``coarse_tree`` is no
+            ``nnx.State``.
         ValueError: if the structures do not match; the message names the layer.
     """
+    _check_parameters("coarse_tree", coarse_tree, "coarse_model", coarse_model)
+    check_module("fine_model", fine_model)
     zeros = jax.tree.map(_zeros, nnx.state(fine_model, nnx.Param))
     return plan_transfer(coarse_model, fine_model).prolong(coarse_tree, zeros)
 
@@ -496,18 +518,19 @@ def restrict_gradient(
         A tree like the parameters of ``coarse_model``.
 
     Raises:
-        TypeError: if a model is not an ``nnx.Module`` or the classes differ.
+        TypeError: if a model is not an ``nnx.Module``, the classes differ, or ``fine_tree`` is no
+            ``nnx.State``.
         ValueError: if the structures do not match, or ``scale`` is not positive.
     """
     scale = check_positive("scale", scale)
+    _check_parameters("fine_tree", fine_tree, "fine_model", fine_model)
     plan = plan_transfer(coarse_model, fine_model)
     restricted = plan.restrict(fine_tree, nnx.state(coarse_model, nnx.Param))
     return jax.tree.map(lambda leaf: scale * leaf, restricted)
 
 
 def _check_has_spectral_layers(name: str, model: nnx.Module) -> None:
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"{name} must be an nnx.Module, got {type(model).__name__}")
+    check_module(name, model)
     if not any(issubclass(owner, SpectralConv) for owner in _owners(model).values()):
         raise TypeError(
             f"{name} must contain SpectralConv layers, got a {type(model).__name__} without any"
@@ -521,6 +544,7 @@ def prolongate_fno_modes(coarse_model: ModelT, fine_model: ModelT) -> ModelT:
 
     Raises:
         TypeError: also if a model has no `SpectralConv` layer.
+        ValueError: if the structures do not match.
     """
     _check_has_spectral_layers("coarse_model", coarse_model)
     _check_has_spectral_layers("fine_model", fine_model)
@@ -534,6 +558,7 @@ def restrict_fno_modes(fine_model: ModelT, coarse_model: ModelT) -> ModelT:
 
     Raises:
         TypeError: also if a model has no `SpectralConv` layer.
+        ValueError: if the structures do not match.
     """
     _check_has_spectral_layers("fine_model", fine_model)
     _check_has_spectral_layers("coarse_model", coarse_model)

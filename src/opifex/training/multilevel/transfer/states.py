@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from flax import nnx
 from jax.extend.core import Literal as Constant
 from jaxtyping import Array
 
+from opifex.core.checks import check_bool, check_callable, check_choice, check_module
 from opifex.training.multilevel.transfer.parameters import Transfer, placed_like
 
 SecondMomentStart = Literal["fresh", "mean", "max"]
@@ -121,6 +122,7 @@ class _LinearPart:
             return nnx.merge(graph, params, rest, copy=True)
 
         moved = self.transition_fn(merged(self.coarse, values, fill), merged(self.fine, {}, 0))
+        check_module("what transition_fn returns", moved)
         return {path: np.asarray(leaf) for path, leaf in leaves_by_path(_params(moved)).items()}
 
     def __call__(
@@ -368,10 +370,18 @@ def transfer_optimizer_state(
         row and column averages of Adafactor) start afresh, since their entries mix old and new.
 
     Raises:
-        ValueError: if the two states are of different methods.
+        TypeError: if an argument has the wrong type, or ``transition_fn`` returns no model.
+        ValueError: if the two states are of different methods, or ``second_moment_start`` is unknown.
         NotAffineError: if there is something to transfer and the transfer is not affine; a
             ``ValueError``.
     """
+    check_module("coarse_model", coarse_model)
+    check_module("fine_model", fine_model)
+    check_callable("transition_fn", transition_fn)
+    check_choice("second_moment_start", second_moment_start, get_args(SecondMomentStart))
+    check_bool("restart_schedules", restart_schedules)
+    if not hasattr(transformation, "init"):
+        raise TypeError(f"transformation must have init and update, got {transformation!r}")
     fresh = _initial_state(transformation, _params(fine_model))
     if not same_method(state, fresh):
         raise ValueError(

@@ -32,6 +32,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from opifex.core.checks import check_module
 from opifex.training.multilevel.transfer.axes import lookup_axes
 from opifex.training.multilevel.transfer.parameters import layer_name, placed_like
 
@@ -353,7 +354,8 @@ def verify_transfer(coarse_model: nnx.Module, fine_model: nnx.Module, *inputs: A
         TransferError: if the outputs differ by more than rounding explains, see
             `opifex.training.multilevel.transfer.verification`. The message says by how much, and names
             the first layer whose output differs, as far as the outputs of layers can be compared.
-        TypeError: if a model is not an ``nnx.Module``.
+        TypeError: if a model is not an ``nnx.Module``, or an input is no array of numbers.
+        ValueError: if an input does not fit into the numbers of JAX, or the models do not take it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -367,9 +369,12 @@ def verify_transfer(coarse_model: nnx.Module, fine_model: nnx.Module, *inputs: A
         Traceback (most recent call last):
         opifex...TransferError: the transfer does not preserve the function: ...
     """
-    for name, model in (("coarse_model", coarse_model), ("fine_model", fine_model)):
-        if not isinstance(model, nnx.Module):
-            raise TypeError(f"{name} must be an nnx.Module, got {type(model).__name__}")
+    check_module("coarse_model", coarse_model)
+    check_module("fine_model", fine_model)
+    try:
+        inputs = jax.tree.map(jnp.asarray, inputs)
+    except OverflowError as error:
+        raise ValueError(f"inputs must fit into the numbers of JAX: {error}") from error
     graphdefs, states = zip(*map(nnx.split, (coarse_model, fine_model)), strict=True)
     difference, allowed, size = _measured(graphdefs, states, inputs)
     if difference <= allowed:
