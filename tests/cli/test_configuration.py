@@ -25,6 +25,12 @@ def settings(text):
     return settings_of(parse_yaml(text, "a.yaml"), Path("/somewhere"))
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+def test_parameters_and_data_have_no_less_than_single_precision(precision):
+    kept = settings(P + f"precision: {precision}\n").dtype
+    assert kept == ("float64" if precision == "float64" else "float32")
+
+
 P = "problem: poisson\noutput: out\n"
 D = "data:\n  path: a.npz\noutput: out\n"
 

@@ -206,6 +206,7 @@ def test_several_seeds_have_folders_and_a_summary(command):
     assert "model.json" in command("export", "out", "--seed", "5", "--format", "safetensors")
 
 
+@pytest.mark.slow
 def test_bfloat16_is_the_precision_of_the_evaluation_alone(command):
     first = {}
     for precision in ("float32", "bfloat16"):

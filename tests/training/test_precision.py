@@ -109,8 +109,15 @@ def test_the_gradient_is_that_of_a_loss_that_is_cast_by_hand():
     assert abs(value - exact) <= rounding(jnp.float32, operations=1) + 50 * BFLOAT16 * exact
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("param_dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("precision", "param_dtype"),
+    [
+        ("float32", "float32"),
+        ("float32", "float64"),
+        ("float64", "float32"),
+        ("bfloat16", "float32"),
+    ],
+)
 def test_values_and_gradients_have_the_dtypes_of_parameters_and_data(precision, param_dtype):
     with jax.enable_x64(True):
         model, arrays = network(jnp.dtype(param_dtype)), data(param_dtype)
