@@ -23,6 +23,7 @@ from opifex.optimization.second_order import (
 from opifex.training.multilevel import (
     Balanced,
     CascadeTrainer,
+    Checkpoints,
     JacobianBalancing,
     MultilevelAdam,
     MultilevelConfig,
@@ -85,6 +86,19 @@ def test_bfloat16_trains_a_cascade_whose_numbers_stay_in_single_precision():
     assert set().union(*seen) == single
     # What was trained is what is measured, but for the rounding of the evaluation.
     assert history.evaluations[-1].metrics["evaluate"] < 0.3 * history.losses[0]
+
+
+def test_a_run_is_not_taken_up_in_another_precision(tmp_path):
+    def train(precision):
+        config = MultilevelConfig(1, level_epochs=[3], precision=precision)
+        return CascadeTrainer([network()], config=config).fit(
+            loss_fn, data(), checkpoint=Checkpoints(tmp_path), resume="auto"
+        )
+
+    first = train("bfloat16")
+    np.testing.assert_array_equal(train("bfloat16").losses, first.losses)
+    with pytest.raises(ValueError, match="precision"):
+        train(None)
 
 
 def by_hand(params, graphdef, rest, x, y):
