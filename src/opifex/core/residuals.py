@@ -134,9 +134,9 @@ def check_points(terms: Sequence[ResidualTerm], points: Sequence[Array]) -> None
             raise TypeError(
                 f"points of the term {term.name!r} must be an array, got a {type(x).__name__}"
             )
-        if not jnp.shape(x) or jnp.shape(x)[0] == 0:
+        if not jnp.shape(x) or 0 in jnp.shape(x):
             raise ValueError(
-                f"points of the term {term.name!r} must have at least one row, "
+                f"points of the term {term.name!r} must have at least one row, of at least one number, "
                 f"got shape {jnp.shape(x)}"
             )
 
