@@ -29,6 +29,7 @@ __all__ = [
     "check_module",
     "check_nonnegative",
     "check_nonnegative_int",
+    "check_param_dtype",
     "check_positive",
     "check_positive_int",
     "check_positive_numbers",
@@ -204,6 +205,18 @@ def check_module(name: str, value: Any) -> None:
     """Raise unless ``value`` is a model of Flax."""
     if not isinstance(value, nnx.Module):
         raise TypeError(f"{name} must be an nnx.Module, got {type(value).__name__}")
+
+
+def check_param_dtype(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a real floating-point dtype, or the name of one."""
+    try:
+        dtype = None if value is None else jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None:
+        raise TypeError(f"{name} must be a dtype such as jnp.float32, got {value!r}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a real floating-point dtype, got {dtype}")
 
 
 def check_rngs(name: str, value: Any) -> None:

@@ -158,9 +158,10 @@ def residual_vector(
 
     Raises:
         ValueError: if the number of point arrays is not the number of terms, or one has no rows.
-        TypeError: if the points of a term are no array or several, or ``terms`` is not a sequence of
-            `ResidualTerm`.
+        TypeError: if the points of a term are no array or several, ``terms`` is not a sequence of
+            `ResidualTerm`, or ``u`` is not callable.
     """
+    check_callable("u", u)
     check_points(terms, points)
     return jnp.concatenate(
         [
@@ -185,9 +186,10 @@ def mean_square_loss(
 
     Raises:
         ValueError: if the number of point arrays is not the number of terms, or one has no rows.
-        TypeError: if the points of a term are no array or several, or ``terms`` is not a sequence of
-            `ResidualTerm`.
+        TypeError: if the points of a term are no array or several, ``terms`` is not a sequence of
+            `ResidualTerm`, or ``u`` is not callable.
     """
+    check_callable("u", u)
     check_points(terms, points)
     return sum(
         (

@@ -10,7 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Real
 
-from opifex.core.checks import check_callable, check_choice, check_positive_int, check_rngs
+from opifex.core.checks import (
+    check_callable,
+    check_choice,
+    check_param_dtype,
+    check_positive_int,
+    check_rngs,
+)
 from opifex.core.dtypes import as_inexact
 from opifex.models.fourier import (
     TRANSFORMS,
@@ -85,6 +91,7 @@ class SpectralConv(nnx.Module):
         self.spatial_dims = _check_spatial_dims(spatial_dims)
         self.modes = _check_modes(modes, spatial_dims)
         self.transform = check_choice("transform", transform, TRANSFORMS)
+        check_param_dtype("param_dtype", param_dtype)
         check_rngs("rngs", rngs)
         shape = (*mode_axes(self.modes), input_size, output_size)
         # The scale of Li et al.: small, so that the pointwise part of a block dominates at first.
@@ -254,6 +261,7 @@ class FNO(nnx.Module):
             raise TypeError(f"append_coordinates must be a bool, got {append_coordinates!r}")
         self.append_coordinates = append_coordinates
         self.transform = check_choice("transform", transform, TRANSFORMS)
+        check_param_dtype("param_dtype", param_dtype)
         check_rngs("rngs", rngs)
         channels = input_dim + (spatial_dims if append_coordinates else 0)
         self.lifting = nnx.Linear(channels, width, param_dtype=param_dtype, rngs=rngs)

@@ -15,6 +15,7 @@ from opifex.core.checks import (
     check_callable,
     check_last_axis,
     check_nonnegative,
+    check_param_dtype,
     check_positive,
     check_positive_int,
     check_rngs,
@@ -63,6 +64,7 @@ class HiddenLayer(nnx.Module):
         check_positive_int("output_size", output_size)
         check_callable("activation", activation)
         check_bool("gated", gated)
+        check_param_dtype("param_dtype", param_dtype)
         check_rngs("rngs", rngs)
         if gated and input_size != output_size:
             raise ValueError(
@@ -131,6 +133,7 @@ class MLP(nnx.Module):
         input_scale = check_positive("input_scale", input_scale)
         bias_scale = check_nonnegative("bias_scale", bias_scale)
         check_bool("depth_gates", depth_gates)
+        check_param_dtype("param_dtype", param_dtype)
         check_rngs("rngs", rngs)
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)

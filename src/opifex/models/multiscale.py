@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Real
 from opifex.core.checks import (
     check_callable,
     check_last_axis,
+    check_param_dtype,
     check_positive,
     check_positive_int,
     check_positive_numbers,
@@ -65,6 +66,7 @@ class FourierFeatures(nnx.Module):
     ) -> None:
         check_positive_int("input_dim", input_dim)
         check_positive_int("num_features", num_features)
+        check_param_dtype("param_dtype", param_dtype)
         check_rngs("rngs", rngs)
         self.directions = FrozenVariable(
             jax.random.normal(rngs.params(), (input_dim, num_features), param_dtype)
@@ -120,6 +122,7 @@ class FrequencyBand(nnx.Module):
         widths = check_sizes("hidden_dims", hidden_dims)
         omega = check_positive("frequency", frequency)
         check_callable("activation", activation)
+        check_param_dtype("param_dtype", param_dtype)
         check_rngs("rngs", rngs)
         # A variable, so that a transfer carries it along with the weights that belong to it.
         self.frequency = FrozenVariable(jnp.asarray(omega, param_dtype))
@@ -211,6 +214,7 @@ class MultiscaleMLP(nnx.Module):
         self.input_dim = check_positive_int("input_dim", input_dim)
         self.output_dim = check_positive_int("output_dim", output_dim)
         self.hidden_dims = check_sizes("hidden_dims", hidden_dims)
+        check_param_dtype("param_dtype", param_dtype)
         check_rngs("rngs", rngs)
         self.bands = nnx.List(
             FrequencyBand(

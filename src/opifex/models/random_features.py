@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Real
 from opifex.core.checks import (
     check_callable,
     check_last_axis,
+    check_param_dtype,
     check_positive,
     check_positive_int,
     check_positive_numbers,
@@ -154,6 +155,7 @@ class RandomFeatures(nnx.Module):
                 f"slope must have one entry for each of {input_dim} inputs, got {slope!r}"
             )
         check_callable("activation", activation)
+        check_param_dtype("param_dtype", param_dtype)
         check_rngs("rngs", rngs)
         self.activation = activation
         self.patches = _patches(patches, input_dim, num_features)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from opifex.core.checks import check_callable
+from opifex.core.checks import check_callable, check_sequence
 from opifex.core.residuals import PointFunction, ResidualTerm, check_points
 from opifex.optimization.second_order.blocks import Block, PointSet
 from opifex.optimization.second_order.memory import (
@@ -127,6 +127,7 @@ class FlatResiduals:
         points: Sequence[Float[Array, "_ _"]],
         block_bytes: float = BLOCK_BYTES,
     ) -> None:
+        check_sequence("terms", terms)
         if len(terms) == 0:
             raise ValueError("terms must hold at least one ResidualTerm, got none")
         for term in terms:

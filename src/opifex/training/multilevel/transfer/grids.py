@@ -39,7 +39,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from opifex.core.checks import check_array, check_choice, check_positive, check_positive_int
+from opifex.core.checks import (
+    check_array,
+    check_choice,
+    check_positive,
+    check_positive_int,
+    check_sequence,
+)
 from opifex.models import FNO
 from opifex.models.fno import check_axes, check_fields
 
@@ -238,12 +244,15 @@ def interpolation_matrix(
 def _per_axis(name: str, value: str | Sequence[str], axes: int) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,) * axes
+    check_sequence(name, value)
     if len(value) != axes:
         raise ValueError(f"{name} must be one string or one per axis ({axes}), got {list(value)}")
     return tuple(value)
 
 
 def _check_shapes(field: Array | np.ndarray, shape: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence | np.ndarray):
+        raise TypeError(f"shape must be a sequence of integers, got {shape!r}")
     target = tuple(check_positive_int(f"shape[{i}]", n) for i, n in enumerate(shape))
     if not target or np.ndim(field) != len(target) + 2:
         raise ValueError(
@@ -369,6 +378,8 @@ def coarsest_grid(
             or ``modes`` does not have one entry per axis.
         TypeError: if a number of modes or a size is not an integer.
     """
+    if not isinstance(finest_shape, Sequence | np.ndarray):
+        raise TypeError(f"finest_shape must be a sequence of integers, got {finest_shape!r}")
     finest = tuple(check_positive_int(f"finest_shape[{i}]", n) for i, n in enumerate(finest_shape))
     kinds = _per_axis("grid_kind", grid_kind, len(finest))
     if check_positive("oversampling", oversampling) < 1:
@@ -454,6 +465,9 @@ def resolution_hierarchy(
         >>> [level.inputs.shape for level in levels]
         [(10, 16, 1), (10, 32, 1), (10, 64, 1)]
     """
+    check_sequence("modes", modes)
+    if shapes is not None:
+        check_sequence("shapes", shapes)
     if len(modes) == 0:
         raise ValueError("modes must name at least one level, got an empty sequence")
     inputs, outputs = check_array("inputs", inputs), check_array("outputs", outputs)
