@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from opifex.core.checks import check_positive_int
 from opifex.training.objective import Objective, hashable, plain
 from opifex.training.operations import count_operations
+from opifex.training.placement import LevelPlacement, Put, shape_on
 from opifex.training.program_cache import compiled_program
 from opifex.training.smoother import Smoother
 
@@ -50,7 +51,8 @@ class LoopState(NamedTuple):
         smoother: state of the smoother.
         key: random key from which the keys of all later steps follow.
         step: steps taken in this visit of the level.
-        order: the current epoch's order of the samples; empty for full-batch training.
+        order: the current epoch's order of the samples, of each part where they lie in parts; empty
+            for full-batch training.
     """
 
     params: Any
@@ -58,7 +60,7 @@ class LoopState(NamedTuple):
     smoother: Any
     key: PRNGKeyArray
     step: Int[Array, ""]
-    order: Int[Array, " samples"]
+    order: Int[Array, "*parts samples"]
 
     @classmethod
     def start(
@@ -69,6 +71,7 @@ class LoopState(NamedTuple):
         key: PRNGKeyArray,
         data: tuple[Any, ...] = (),
         batch_size: int | None = None,
+        parts: int = 1,
     ) -> LoopState:
         """State before the first step.
 
@@ -79,10 +82,27 @@ class LoopState(NamedTuple):
             key: random key.
             data: arguments of the loss, whose first axis is shuffled if there is a ``batch_size``.
             batch_size: samples per step, or ``None`` for all data at every step.
+            parts: parts of the data that are shuffled each by itself.
         """
         # Made by NumPy: outside of compiled code nothing is worth a program of its own.
-        order = np.arange(0 if batch_size is None else _samples(data), dtype=np.int32)
+        order = np.arange(0 if batch_size is None else _samples(data) // parts, dtype=np.int32)
+        if batch_size is not None and parts > 1:
+            order = np.tile(order, (parts, 1))
         return cls(params, rest, smoother, key, *map(jnp.asarray, (np.int32(0), order)))
+
+    def placed(self, placement: LevelPlacement | None, put: Put = jax.device_put) -> LoopState:
+        """The same state with its arrays where they belong.
+
+        Args:
+            placement: of the level, or ``None``.
+            put: what to do with a leaf and its sharding, see `LevelPlacement`.
+        """
+        if placement is None:
+            return self
+        parameters = placement.parameters((self.params, self.smoother), put)
+        rest, key, step = placement.whole((self.rest, self.key, self.step), put)
+        order = (placement.rows if self.order.ndim > 1 else placement.whole)(self.order, put)
+        return LoopState(parameters[0], rest, parameters[1], key, step, order)
 
 
 class _Carry(NamedTuple):
@@ -92,11 +112,12 @@ class _Carry(NamedTuple):
     finite: Array
 
 
-def as_arrays(data: Any) -> tuple[Any, ...]:
-    """Training data on the device.
+def as_arrays(data: Any, convert: Callable[[Any], Any] = jnp.asarray) -> tuple[Any, ...]:
+    """Training data as arrays.
 
     Args:
         data: tuple of arrays (or pytrees of arrays) handed to the loss after the model.
+        convert: makes an array of each of them; by default one on the device.
 
     Raises:
         TypeError: if ``data`` is not a tuple or list, or holds something that is not numeric.
@@ -106,7 +127,7 @@ def as_arrays(data: Any) -> tuple[Any, ...]:
             f"data must be a tuple of arrays, got {type(data).__name__}; write (x,) for one array"
         )
     try:
-        return jax.tree.map(jnp.asarray, tuple(data))
+        return jax.tree.map(convert, tuple(data))
     except (TypeError, ValueError) as error:
         raise TypeError(f"data must hold arrays of numbers: {error}") from error
 
@@ -174,25 +195,55 @@ def _single_step(
 ) -> tuple[LoopState, Float[Array, ""]]:
     """One step: what the loop repeats."""
     key, order, batch = state.key, state.order, objective.data
-    step_key = None
+    step_key, placement = None, objective.placement
     if batch_size is not None:
-        samples = _samples(objective.data)
-        position = state.step % (samples // batch_size)
-
-        def shuffle() -> tuple[PRNGKeyArray, Array]:
-            new, now = jax.random.split(state.key)
-            return new, jax.random.permutation(now, samples).astype(jnp.int32)
-
-        key, order = jax.lax.cond(position == 0, shuffle, lambda: (key, state.order))
-        chosen = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
-        batch = jax.tree.map(lambda leaf: leaf[chosen], objective.data)
+        key, order, batch = _batch(objective, state, batch_size)
     if objective.takes_key:
         key, step_key = jax.random.split(key)
     now = objective.at(data=batch, rest=state.rest, key=step_key)
-    params, smoother_state, value, rest = smoother.step(now, state.params, state.smoother)
+    params = state.params
+    if placement is not None:  # pieces of parameters are put together once, not layer by layer
+        params = placement.whole(params, jax.lax.with_sharding_constraint)
+    params, smoother_state, value, rest = smoother.step(now, params, state.smoother)
     if objective.layout is not None:
         rest = state.rest  # those of the larger model are not this level's to change
-    return LoopState(params, rest, smoother_state, key, state.step + 1, order), value
+    new = LoopState(params, rest, smoother_state, key, state.step + 1, order)
+    return new.placed(placement, jax.lax.with_sharding_constraint), value
+
+
+def _batch(
+    objective: Objective, state: LoopState, batch_size: int
+) -> tuple[PRNGKeyArray, Array, tuple[Any, ...]]:
+    """The key that is left, the order of the epoch, and the batch of a step.
+
+    Where several devices share the data, each draws from its own part, so that no sample moves.
+    """
+    samples, placement = _samples(objective.data), objective.placement
+    parts = 1 if placement is None else placement.parts
+    own, drawn = samples // parts, batch_size // parts
+    position = state.step % (samples // batch_size)
+
+    def order_of(key: PRNGKeyArray) -> Array:
+        return jax.random.permutation(key, own).astype(jnp.int32)
+
+    def shuffle() -> tuple[PRNGKeyArray, Array]:
+        new, now = jax.random.split(state.key)
+        if parts == 1:
+            return new, order_of(now)
+        return new, jax.vmap(order_of)(jax.random.split(now, parts))
+
+    key, order = jax.lax.cond(position == 0, shuffle, lambda: (state.key, state.order))
+    chosen = jax.lax.dynamic_slice_in_dim(order, position * drawn, drawn, axis=-1)
+    if placement is None or parts == 1:
+        return key, order, jax.tree.map(lambda leaf: leaf[chosen], objective.data)
+
+    def rows(leaf: Array) -> Array:
+        blocks = leaf.reshape(parts, own, *leaf.shape[1:])
+        found = jax.vmap(lambda block, numbers: block[numbers])(blocks, chosen)
+        return found.reshape(batch_size, *leaf.shape[1:])
+
+    batch = jax.tree.map(rows, objective.data)
+    return key, order, placement.rows(batch, jax.lax.with_sharding_constraint)
 
 
 @lru_cache(maxsize=64)
@@ -268,9 +319,14 @@ class CompiledLoop:
         check_smoother(smoother, objective, state.params, state.rest, batch_size)
         program = _program(hashable(smoother), batch_size, objective.structure)
         steps = jax.ShapeDtypeStruct((), jnp.int32)
+        self._placement = objective.placement
+        # Shapes alone would not say where a compiled program finds its arguments.
+        state, objective = state.placed(self._placement, shape_on), objective.placed(shape_on)
+        if self._placement is not None:
+            steps = self._placement.whole(steps, shape_on)
         traced = program.trace(state, objective, steps)
         self.operations = count_operations(traced)
-        bound = any(
+        bound = self._placement is not None or any(
             getattr(leaf, "committed", False) for leaf in jax.tree.leaves((state, objective))
         )
         self._compile = partial(
@@ -324,6 +380,9 @@ class CompiledLoop:
         self.compile()
         assert self._compiled is not None
         program, count = self._compiled.result(), jnp.asarray(steps, jnp.int32)
+        state, objective = state.placed(self._placement), objective.placed()
+        if self._placement is not None:
+            count = self._placement.whole(count)
         try:
             new, losses, taken, healthy = program(state, objective, count)
         except TypeError as error:

@@ -1,9 +1,9 @@
 r"""What is minimised: a pytree that is a function of one parameter tree.
 
-What decides the program (loss, graph definition, layout of a block) is static; what decides its
-values (data, weights of residual terms, other variables, random key, linear term, surrounding
-parameters) are leaves. One compiled step therefore serves every objective of the same structure, and
-another kind of coarse objective is another leaf, not another code path.
+What decides the program (loss, graph definition, layout of a block, placement) is static; what
+decides its values (data, weights of residual terms, other variables, random key, linear term,
+surrounding parameters) are leaves. One compiled step therefore serves every objective of the same
+structure, and another kind of coarse objective is another leaf, not another code path.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from opifex.core.checks import check_callable
 from opifex.core.residuals import PointFunction, ResidualTerm, mean_square_loss
 from opifex.training.precision import evaluated_in, restored, rounded
+from opifex.training.placement import LevelPlacement, Put
 
 LossFunction = Callable[..., Any]
 """``loss_fn(model, *data)``, or ``loss_fn(model, *data, key=key)`` if it has such an argument."""
@@ -126,6 +127,7 @@ class Objective:
         precision: what the loss evaluates the model in, a name (see `opifex.training.precision`);
             ``None`` leaves that to the dtypes of parameters and data.
         layout: how parameters sit in ``frame``: an object with ``prolong(params, frame)``.
+        placement: how devices share the data, ``None`` where one has all.
     """
 
     loss: Any
@@ -138,6 +140,7 @@ class Objective:
     layout: Any = None
     weights: Any = None
     precision: str | None = None
+    placement: LevelPlacement | None = None
 
     @property
     def has_terms(self) -> bool:
@@ -160,7 +163,8 @@ class Objective:
     @property
     def structure(self) -> tuple[Any, ...]:
         """The static parts, as the key of a compiled program."""
-        return hashable(self.loss), hashable(self.graphdef), self.layout, self.precision
+        static = self.layout, self.precision, self.placement
+        return hashable(self.loss), hashable(self.graphdef), *static
 
     def model(self, params: Any) -> nnx.Module:
         """The model: the level's own, or the larger one with the parameters in place."""
@@ -209,6 +213,22 @@ class Objective:
         model: Any = self._evaluated(params)
         return model
 
+    def placed(self, put: Put = jax.device_put) -> Objective:
+        """The same objective with its leaves where they belong.
+
+        Args:
+            put: what to do with a leaf and its sharding, see `LevelPlacement`.
+        """
+        place = self.placement
+        if place is None:
+            return self
+        return self.at(
+            data=place.rows(self.data, put),
+            shift=place.parameters(self.shift, put),
+            frame=place.parameters(self.frame, put),
+            **{name: place.whole(getattr(self, name), put) for name in ("rest", "key", "weights")},
+        )
+
     def at(self, **changes: Any) -> Objective:
         """The same objective with other leaves."""
         return replace(self, **changes)
@@ -227,9 +247,11 @@ def _flatten(objective: Objective) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def _unflatten(structure: tuple[Any, ...], leaves: tuple[Any, ...]) -> Objective:
-    loss, graphdef, layout, precision = map(plain, structure)
+    loss, graphdef, layout, precision, placement = map(plain, structure)
     data, rest, key, shift, frame, weights = leaves
-    return Objective(loss, graphdef, data, rest, key, shift, frame, layout, weights, precision)
+    return Objective(
+        loss, graphdef, data, rest, key, shift, frame, layout, weights, precision, placement
+    )
 
 
 jax.tree_util.register_pytree_node(Objective, _flatten, _unflatten)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from opifex.core.checks import check_positive
@@ -20,6 +21,7 @@ from opifex.optimization.second_order import (
     MatrixFreeGaussNewton,
 )
 from opifex.optimization.second_order.flat_residuals import FlatResiduals
+from opifex.optimization.second_order.least_squares_method import LeastSquaresMethod
 from opifex.optimization.second_order.memory import ProblemSize, available_bytes, check_memory
 from opifex.training.objective import Objective, hashable, plain
 from opifex.training.precision import is_low
@@ -263,10 +265,25 @@ class LeastSquaresSmoother:
         self, objective: Objective, params: Any, state: Any
     ) -> tuple[Any, Any, Float[Array, ""], Any]:
         """One step, see `Smoother.step`; variables that are not parameters stay as they are."""
-        params, state, value = self.solver.step(
-            objective.terms, objective.bind, params, state, objective.data
+        place, solver = objective.placement, self.solver
+        if place is None or place.devices == 1 or not isinstance(solver, LeastSquaresMethod):
+            new = solver.step(objective.terms, objective.bind, params, state, objective.data)
+            return *new, objective.rest
+        step, axes = solver.step, place.data_axes
+
+        def share(whole: Objective, points: Any, params: Any, state: Any) -> Any:
+            return step(whole.terms, whole.bind, params, state, points, axes)
+
+        # Each device works on the rows of its own points; the solver adds up what it needs of them.
+        everywhere = PartitionSpec()
+        shared = jax.shard_map(
+            share,
+            mesh=place.mesh,
+            in_specs=(everywhere, place.rows_spec, everywhere, everywhere),
+            out_specs=everywhere,
+            check_vma=False,
         )
-        return params, state, value, objective.rest
+        return *shared(objective.at(data=()), objective.data, params, state), objective.rest
 
 
 # What is recommended where another solver does not fit, the most exact first.

@@ -47,6 +47,7 @@ class PointSet(NamedTuple):
         offset: index of the first residual among those of all terms.
         components: residuals per point.
         intermediates: numbers per point that reverse mode keeps.
+        devices: how many devices hold as many points of the term each.
     """
 
     term: ResidualTerm
@@ -54,6 +55,7 @@ class PointSet(NamedTuple):
     offset: int
     components: int
     intermediates: int
+    devices: int = 1
 
     def scan(
         self,
@@ -66,8 +68,9 @@ class PointSet(NamedTuple):
     ) -> Carry:
         r"""Carry something through all points, block after block of the same size.
 
-        The residuals of a term of weight $w$ on $N$ points are multiplied by $\sqrt{w / N}$. Where
-        $N$ is no multiple of the size, the last block begins among the points of the one before.
+        The residuals of a term of weight $w$ on $N$ points, those of all devices together, are
+        multiplied by $\sqrt{w / N}$. Where the points are no multiple of the size, the last block
+        begins among the points of the one before.
 
         Args:
             step: the new value from the old one and a block.
@@ -80,7 +83,7 @@ class PointSet(NamedTuple):
         total = len(self.points)
         count = math.ceil(total / min(max(most, 1), total))
         size = math.ceil(total / count)
-        scale = jnp.sqrt(jnp.asarray(self.term.weight / total, dtype))
+        scale = jnp.sqrt(jnp.asarray(self.term.weight / (total * self.devices), dtype))
         if count == 1:
             scales = jnp.broadcast_to(scale, (total,))
             return step(carry, Block(self.term, self.points, scales, self.offset))

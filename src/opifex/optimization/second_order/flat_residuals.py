@@ -45,7 +45,8 @@ class Linearization(NamedTuple):
         right_hand_side: $J^T r$ (primal) or $r$ (dual), shape (k,).
         gram: $J^T J$ or $J J^T$, shape (k, k).
         rows: $J$, shape (m, n), in the dual form, else ``None``.
-        columns: $J^T$, shape (n, m), in the primal form if that is small enough to be kept.
+        columns: $J^T$, shape (n, m), in the primal form if that is small enough to be kept; where
+            devices share the points, those of the own points.
     """
 
     loss: Float[Array, ""]
@@ -107,6 +108,9 @@ class FlatResiduals:
         params: where to start; fixes the structure, shapes and dtypes of the parameters.
         points: one array (points, dim) per term.
         block_bytes: about what intermediate results of one block of points may take.
+        axes: names of the axes of devices, within ``jax.shard_map``, that share the points: each
+            device is given its own, as many as the others of every term. Sums over points are then
+            sums over the devices too, and all devices get the same results.
 
     Attributes:
         start: ``params`` as one vector, shape (n,).
@@ -126,6 +130,7 @@ class FlatResiduals:
         params: Any,
         points: Sequence[Float[Array, "_ _"]],
         block_bytes: float = BLOCK_BYTES,
+        axes: tuple[str, ...] = (),
     ) -> None:
         check_sequence("terms", terms)
         if len(terms) == 0:
@@ -136,7 +141,8 @@ class FlatResiduals:
         check_callable("bind", bind)
         _check_params(params)
         check_points(terms, points)
-        self._bind = bind
+        self._bind, self._axes = bind, axes
+        devices = jax.lax.axis_size(axes) if axes else 1
         flat, self._unravel = ravel_pytree(params)
         self._params_dtype = flat.dtype
 
@@ -157,12 +163,15 @@ class FlatResiduals:
             dtype = jnp.promote_types(dtype, value.dtype)
             components = math.prod(value.shape[1:])
             kept = sum(leaf.size for leaf in jax.tree.leaves(pull))
-            sets.append(PointSet(term, x, offset, components, math.ceil(kept / len(x))))
+            intermediates = math.ceil(kept / len(x))
+            sets.append(PointSet(term, x, offset, components, intermediates, devices))
             offset += len(x) * components
         self._sets = tuple(sets)
         self.start = flat.astype(dtype)
         kept = sum(s.intermediates * len(s.points) for s in sets)
-        self.size = ProblemSize(flat.size, offset, dtype, kept)
+        self.size = ProblemSize(flat.size, offset * devices, dtype, kept)
+        # Residuals at the own points.
+        self._own = offset
         # Numbers, not bytes.
         self._room = block_bytes / dtype.itemsize
 
@@ -180,7 +189,7 @@ class FlatResiduals:
         # A reverse pass gives a row for all parameters, of which the entries are taken.
         room = self._room * entries.size / self.size.parameters
         block_bytes = room * self.start.dtype.itemsize
-        return FlatResiduals(terms, bind, self.start[entries], points, block_bytes)
+        return FlatResiduals(terms, bind, self.start[entries], points, block_bytes, self._axes)
 
     def unravel(self, flat: Float[Array, " n"]) -> Any:
         """The parameters in their own structure and dtypes."""
@@ -192,6 +201,13 @@ class FlatResiduals:
 
     def loss(self, flat: Float[Array, " n"]) -> Float[Array, ""]:
         """The sum of squares of the residuals, which is the loss."""
+        return self._sum(self._own_loss(flat))
+
+    def losses(self, places: Float[Array, "candidates n"]) -> Float[Array, " candidates"]:
+        """The losses for several parameter vectors, one after the other."""
+        return self._sum(jax.lax.map(self._own_loss, places))
+
+    def _own_loss(self, flat: Array) -> Array:
         u = self.function(flat)
 
         def add(loss: Array, block: Block) -> Array:
@@ -199,20 +215,20 @@ class FlatResiduals:
 
         return self._fold(add, jnp.zeros((), self.size.dtype), PASS)
 
-    def losses(self, places: Float[Array, "candidates n"]) -> Float[Array, " candidates"]:
-        """The losses for several parameter vectors, one after the other."""
-        return jax.lax.map(self.loss, places)
-
-    def jacobian(
-        self, flat: Float[Array, " n"], *, transposed: bool = False
-    ) -> tuple[Float[Array, " m"], Float[Array, "_ _"]]:
+    def jacobian(self, flat: Float[Array, " n"]) -> tuple[Float[Array, " m"], Float[Array, "m n"]]:
         """Residuals and their dense Jacobian, which is written where it stays.
 
         Args:
             flat: the parameters.
-            transposed: return the transposed Jacobian, shape (n, m), instead of shape (m, n).
         """
-        m, n = self.size.residuals, self.size.parameters
+        values, rows = self._own_jacobian(flat, transposed=False)
+        return self._gather(values), self._gather(rows)
+
+    def _own_jacobian(
+        self, flat: Array, *, transposed: bool
+    ) -> tuple[Float[Array, " m"], Float[Array, "_ _"]]:
+        """Residuals at the own points and their Jacobian, shape (m, n), or (n, m) if transposed."""
+        m, n = self._own, self.size.parameters
 
         def write(carry: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
             values, rows = self._rows(flat, block, transposed)
@@ -233,9 +249,8 @@ class FlatResiduals:
             return total + jnp.sum(self._rows(flat, block, transposed=False)[1] ** 2)
 
         zero = jnp.zeros((), self.size.dtype)
-        return jnp.stack(
-            [self._fold(add, zero, PASS, rows=1, sets=(points,)) for points in self._sets]
-        )
+        norms = [self._fold(add, zero, PASS, rows=1, sets=(points,)) for points in self._sets]
+        return self._sum(jnp.stack(norms))
 
     def linearize(self, flat: Float[Array, " n"]) -> Linearization:
         """What dense solvers need of residuals and Jacobian."""
@@ -243,10 +258,10 @@ class FlatResiduals:
         if not self.size.is_primal:
             residuals, rows = self.jacobian(flat)
             return Linearization(residuals @ residuals, residuals, rows @ rows.T, rows=rows)
-        if n * self.size.residuals <= self._room:
-            residuals, columns = self.jacobian(flat, transposed=True)
-            reduced, gram = columns @ residuals, columns @ columns.T
-            return Linearization(residuals @ residuals, reduced, gram, columns=columns)
+        if n * self._own <= self._room:
+            residuals, columns = self._own_jacobian(flat, transposed=True)
+            sums = residuals @ residuals, columns @ residuals, columns @ columns.T
+            return Linearization(*self._sum(sums), columns=columns)
 
         def add(sums: Sums, block: Block) -> Sums:
             values, columns = self._rows(flat, block, transposed=True)
@@ -258,7 +273,7 @@ class FlatResiduals:
             )
 
         zeros = jnp.zeros((), dtype), jnp.zeros(n, dtype), jnp.zeros((n, n), dtype)
-        return Linearization(*self._fold(add, zeros, PASS, rows=1))
+        return Linearization(*self._sum(self._fold(add, zeros, PASS, rows=1)))
 
     def _rows(
         self, flat: Array, block: Block, transposed: bool
@@ -318,7 +333,7 @@ class FlatResiduals:
                 values = along(direction, block)
                 return jax.lax.dynamic_update_slice(found, values, (block.offset,))
 
-            zeros = jnp.zeros(self.size.residuals, self.size.dtype)
+            zeros = jnp.zeros(self._own, self.size.dtype)
             return self._fold(write, zeros, CURVATURE, once=False)
 
         def summed(direction: Array) -> Array:
@@ -328,9 +343,11 @@ class FlatResiduals:
             return self._fold(add, jnp.zeros_like(flat), CURVATURE + REVERSE)
 
         if linearization.rows is None and linearization.columns is None:
-            return jax.lax.map(summed, directions)
+            return self._sum(jax.lax.map(summed, directions))
         found = jax.lax.map(written, directions)
-        return found if linearization.columns is None else found @ linearization.columns.T
+        if linearization.columns is None:
+            return self._gather(found, axis=1)
+        return self._sum(found @ linearization.columns.T)
 
     def linearize_matrix_free(self, flat: Float[Array, " n"], rank: int) -> MatrixFreeLinearization:
         """What matrix-free solvers need of residuals and Jacobian.
@@ -349,9 +366,8 @@ class FlatResiduals:
             back = jax.linear_transpose(forward, flat)
             columns = largest_divisor(rank, min(SIDE_BY_SIDE, (room - PASS) / COLUMN))
             return MatrixFreeLinearization(
-                residuals @ residuals,
-                back(residuals)[0],
-                lambda vector: back(forward(vector))[0],
+                *self._sum((residuals @ residuals, back(residuals)[0])),
+                lambda vector: self._sum(back(forward(vector))[0]),
                 columns,
             )
         columns = largest_divisor(rank, SIDE_BY_SIDE)
@@ -372,13 +388,24 @@ class FlatResiduals:
                 _, forward, back = linearized(block)
                 return carry + back(forward(vector))[0]
 
-            return self._fold(add, jnp.zeros_like(vector), passes)
+            return self._sum(self._fold(add, jnp.zeros_like(vector), passes))
 
         zeros = jnp.zeros((), self.size.dtype), jnp.zeros_like(flat)
-        return MatrixFreeLinearization(*self._fold(add, zeros, passes), product, columns)
+        sums = self._sum(self._fold(add, zeros, passes))
+        return MatrixFreeLinearization(*sums, product, columns)
+
+    def _sum(self, parts: Carry) -> Carry:
+        """The sum over all devices that share the points."""
+        return jax.lax.psum(parts, self._axes) if self._axes else parts
+
+    def _gather(self, parts: Array, axis: int = 0) -> Array:
+        """What all devices have, one after the other along an axis."""
+        if not self._axes:
+            return parts
+        return jax.lax.all_gather(parts, self._axes, axis=axis, tiled=True)
 
     def _residuals(self, flat: Array) -> Array:
-        """All residuals at once."""
+        """All residuals at the own points at once."""
         u = self.function(flat)
 
         def append(parts: list[Array], block: Block) -> list[Array]:

@@ -58,6 +58,7 @@ class LeastSquaresMethod(abc.ABC, Generic[State]):
         params: Any,
         state: State,
         points: tuple[Float[Array, "_ _"], ...],
+        axes: tuple[str, ...] = (),
     ) -> tuple[Any, State, Float[Array, ""]]:
         """One step; pure, and fit for ``jit``, ``scan`` and ``while_loop``.
 
@@ -69,6 +70,7 @@ class LeastSquaresMethod(abc.ABC, Generic[State]):
             params: any pytree of real arrays, also of several dtypes.
             state: state from `init` or from the step before.
             points: one array of points per term; other points at every step are fine.
+            axes: names of the axes of devices that share the points, within ``jax.shard_map``.
 
         Returns:
             New parameters, new state, and the loss at the old parameters.
@@ -79,7 +81,7 @@ class LeastSquaresMethod(abc.ABC, Generic[State]):
             TypeError: if a parameter or residual is not real and floating-point, ``bind`` is not
                 callable, or an entry of ``terms`` is not a `ResidualTerm`.
         """
-        problem = FlatResiduals(terms, bind, params, points, self.block_bytes)
+        problem = FlatResiduals(terms, bind, params, points, self.block_bytes, axes)
         if jnp.finfo(problem.size.dtype).bits < 32:
             # Squared condition numbers leave no digits, and there are no such factorisations.
             raise ValueError(

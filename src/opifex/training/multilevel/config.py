@@ -14,6 +14,7 @@ from opifex.core.checks import (
 )
 from opifex.training.multilevel.faults import FaultPolicy
 from opifex.training.precision import check_precision
+from opifex.training.placement import Placement
 
 __all__ = ["MultilevelConfig"]
 
@@ -40,6 +41,8 @@ class MultilevelConfig:
             needs ``jax_enable_x64``) or ``"bfloat16"``, whatever the dtype of its parameters. These,
             the state of the optimizer, the formulas of the loss, transfers and metrics keep their
             dtypes. ``None`` leaves it to the dtypes of parameters and data.
+        placement: how several devices share the work. By default that of ``jax.set_mesh``, or of data
+            that are spread over a mesh, if that has an axis ``"data"``; else there is one device.
 
     Raises:
         TypeError: if a setting has the wrong type.
@@ -62,6 +65,7 @@ class MultilevelConfig:
     keep_programs: bool = True
     faults: FaultPolicy = field(default_factory=FaultPolicy)
     precision: str | None = None
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         levels = check_positive_int("num_levels", self.num_levels)
@@ -72,6 +76,8 @@ class MultilevelConfig:
         if not isinstance(self.faults, FaultPolicy):
             raise TypeError(f"faults must be a FaultPolicy, got {self.faults!r}")
         check_precision("precision", self.precision)
+        if self.placement is not None and not isinstance(self.placement, Placement):
+            raise TypeError(f"placement must be a Placement, got {self.placement!r}")
         if self.level_epochs is None:
             epochs = tuple(_COARSEST_EPOCHS * 2**level for level in range(levels))
         else:

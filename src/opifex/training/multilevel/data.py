@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import PRNGKeyArray
 
 from opifex.core.checks import check_callable, check_positive_int
 from opifex.training.loop import as_arrays, steps_per_epoch
 from opifex.training.objective import Objective, hashable, kept_program
+from opifex.training.placement import LevelPlacement, Placement
 
 Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 """``draw(model, data, key)``: new data of the same shapes. It is compiled."""
@@ -23,7 +25,17 @@ Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 LevelData = tuple[Any, ...] | list[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
 """A tuple of arrays for all levels, a list with one tuple per level, or a function of the level."""
 
-__all__ = ["Draw", "LevelData", "Resampled", "check_arity", "data_per_level", "on_host", "redrawn"]
+__all__ = [
+    "Draw",
+    "LevelData",
+    "Resampled",
+    "check_arity",
+    "data_per_level",
+    "level_placements",
+    "on_host",
+    "redrawn",
+    "spread_data",
+]
 
 # Share of the samples that an epoch may leave out without a word.
 _LEFT_OUT = 0.1
@@ -97,7 +109,7 @@ def redrawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) ->
     )
     if found != wanted:
         raise ValueError(f"draw must return data like that of the level, {wanted}, got {found}")
-    return jax.block_until_ready(new)
+    return jax.block_until_ready(objective.at(data=new).placed().data)
 
 
 def _drawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) -> Any:
@@ -105,14 +117,16 @@ def _drawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) -> 
 
 
 def data_per_level(
-    data: LevelData, num_levels: int, batch_size: int | None
+    data: LevelData, num_levels: int, batch_size: int | None, *, spread: bool = False
 ) -> tuple[tuple[Any, ...], ...]:
-    """One tuple of device arrays per level, checked. Levels that share their data share the arrays.
+    """One tuple of arrays per level, checked. Levels that share their data share the arrays.
 
     Args:
         data: in any of the forms of `LevelData`.
         num_levels: number of levels.
         batch_size: samples per step, or ``None`` for all at every step.
+        spread: leave the arrays where they are, since `spread_data` will take them to several devices:
+            one of them may have no room for all.
 
     Raises:
         TypeError: if the data of a level are not a tuple of arrays.
@@ -148,7 +162,7 @@ def data_per_level(
     for name, entry in zip(names, given, strict=True):
         if id(entry) not in arrays:
             rounded += _check_values(name, entry)
-            arrays[id(entry)] = as_arrays(entry)
+            arrays[id(entry)] = as_arrays(entry, _unmoved if spread else jnp.asarray)
             steps_per_epoch(arrays[id(entry)], batch_size)
             _check_left_out(name, arrays[id(entry)], batch_size)
     if rounded:
@@ -159,6 +173,71 @@ def data_per_level(
             stacklevel=3,
         )
     return tuple(arrays[id(entry)] for entry in given)
+
+
+def _unmoved(leaf: Any) -> Any:
+    """An array of a type that JAX has, in the memory where it is."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "biufcV":  # V: the short floating-point types
+        raise TypeError(f"got {leaf!r}")
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+def level_placements(
+    placement: Placement,
+    data: tuple[tuple[Any, ...], ...],
+    parameters: Sequence[int],
+    batch_size: int | None,
+) -> tuple[LevelPlacement, ...]:
+    """Where the arrays of each level lie.
+
+    Args:
+        placement: what the user asks for.
+        data: one tuple of arrays per level.
+        parameters: number of trainable numbers of each level.
+        batch_size: samples per step, or ``None`` for all at every step.
+
+    Raises:
+        ValueError: if the samples of a level or ``batch_size`` cannot be cut into equal parts.
+    """
+    found = []
+    for level, (arrays, size) in enumerate(zip(data, parameters, strict=True)):
+        rows = {
+            "data" + jax.tree_util.keystr(path): leaf.shape[0]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+            if leaf.ndim
+        }
+        samples = batch_size or max(rows.values(), default=0)
+        place = placement.at(level, samples, size)
+        wanted = f"a multiple of the {place.parts} parts, one or more per device, of level {level}"
+        for name, count in rows.items():
+            if count % place.parts:
+                raise ValueError(f"{name} must have {wanted}, as its first axis, got {count} rows")
+        if batch_size is not None and batch_size % place.parts:
+            raise ValueError(f"batch_size must be {wanted}, got {batch_size}")
+        found.append(place)
+    return tuple(found)
+
+
+def spread_data(
+    data: tuple[tuple[Any, ...], ...], places: Sequence[LevelPlacement]
+) -> tuple[tuple[Any, ...], ...]:
+    """The data of all levels on their devices. What levels share in the same way lies there once.
+
+    Args:
+        data: one tuple of arrays per level.
+        places: where the arrays of each level lie.
+    """
+    there: dict[tuple[int, PartitionSpec], tuple[Any, ...]] = {}
+    for arrays, place in zip(data, places, strict=True):
+        key = id(arrays), place.rows_spec
+        if key not in there:
+            there[key] = place.rows(arrays)
+    return tuple(
+        there[id(arrays), place.rows_spec] for arrays, place in zip(data, places, strict=True)
+    )
 
 
 def _described(value: Any) -> str:

@@ -88,7 +88,7 @@ def interpolate(run: Run, programs: Programs, level: int) -> None:
     moved = None
     if coarse.smoother is not None:
         moved = task.move_state(level - 1, coarse.smoother, models[0], new_model)
-    new = LevelState.of(new_model, moved)
+    new = LevelState.of(new_model, moved).placed(task.places[level])
     if task.config.verify_transfers and getattr(task.transfer, "preserves_function", False):
         _verify(run, coarse, new, run.state.data[level])
     if new.structure != run.predicted[level].structure:

@@ -64,10 +64,16 @@ class Programs:
 
     def _traced(self, level: int, owner: int, smoother: Smoother) -> CompiledLoop:
         run, levels = self._run, self._run.predicted
-        batch_size = run.task.batch_size
+        batch_size, place = run.task.batch_size, run.task.places[owner]
         shapes = jax.eval_shape(
             lambda params, rest, key: LoopState.start(
-                params, rest, smoother.init(params), key, run.state.data[owner], batch_size
+                params,
+                rest,
+                smoother.init(params),
+                key,
+                run.state.data[owner],
+                batch_size,
+                parts=1 if place is None else place.parts,
             ),
             levels[level].params,
             levels[owner].rest,

@@ -24,6 +24,7 @@ from opifex.training.multilevel.state import LevelState, RunState
 from opifex.training.multilevel.transfer import Transfer, TransferPlan, plan_transfer
 from opifex.training.multilevel.weights import Weights
 from opifex.training.objective import Objective, kept_program
+from opifex.training.placement import LevelPlacement
 from opifex.training.smoother import DampedSmoother, Smoother
 
 __all__ = ["Run", "Task"]
@@ -47,6 +48,7 @@ class Task:
         evaluate: metric, or ``None``.
         monitor: evaluation interval, callbacks.
         config: what is checked, compiled ahead and kept.
+        places: where the arrays of each level lie, ``None`` where there is one device.
     """
 
     loss: Any
@@ -59,6 +61,7 @@ class Task:
     evaluate: Metrics | None
     monitor: Monitor
     config: MultilevelConfig
+    places: tuple[LevelPlacement | None, ...]
 
 
 @dataclass(eq=False)
@@ -185,6 +188,7 @@ class Run:
             model.graphdef,
             self.state.data[owner],
             precision=self.task.config.precision,
+            placement=self.task.places[owner],
         )
         if self.task.balanced is not None:
             objective = objective.at(weights=self.weights.of(model).weights)

@@ -180,8 +180,15 @@ class Smoothing:
         smoother = values.smoother
         if smoother is None:
             smoother = initial_state(run.task.smoothers[level], params)
+        place = objective.placement
         current = LoopState.start(
-            params, rest, smoother, run.state.key, objective.data, run.task.batch_size
+            params,
+            rest,
+            smoother,
+            run.state.key,
+            objective.data,
+            run.task.batch_size,
+            parts=1 if place is None else place.parts,
         )
         return Place(current, objective, values.balance)
 

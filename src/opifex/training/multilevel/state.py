@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from opifex.training.objective import Objective, hashable, split_model
+from opifex.training.placement import LevelPlacement
 
 __all__ = ["CoarseVisit", "LevelState", "RunState"]
 
@@ -46,6 +47,18 @@ class LevelState(NamedTuple):
         graphdef, *variables = split_model(model)
         params, rest = jax.tree.map(lambda leaf: leaf, variables)
         return cls(graphdef, params, rest, smoother)
+
+    def placed(self, placement: LevelPlacement | None) -> LevelState:
+        """The same state with its arrays where they belong.
+
+        Args:
+            placement: of the level, or ``None``.
+        """
+        if placement is None:
+            return self
+        params, smoother = placement.parameters((self.params, self.smoother))
+        rest, balance = placement.whole((self.rest, self.balance))
+        return LevelState(self.graphdef, params, rest, smoother, balance)
 
     @property
     def model(self) -> nnx.Module:

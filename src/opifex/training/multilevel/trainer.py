@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -14,7 +15,14 @@ from opifex.training.balancing import Balanced
 from opifex.training.multilevel.checkpointing import Checkpoints, Recorder, Resume
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Cycle, as_cycle, check_moves
-from opifex.training.multilevel.data import LevelData, Resampled, check_arity, data_per_level
+from opifex.training.multilevel.data import (
+    LevelData,
+    Resampled,
+    check_arity,
+    data_per_level,
+    level_placements,
+    spread_data,
+)
 from opifex.training.multilevel.hierarchy import create_network_hierarchy
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.interpolation import interpolated
@@ -28,6 +36,7 @@ from opifex.training.multilevel.state import LevelState, RunState
 from opifex.training.multilevel.train import train
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
 from opifex.training.objective import LossFunction, check_loss, count_parameters
+from opifex.training.placement import LevelPlacement, Placement
 
 __all__ = ["CascadeTrainer", "LevelFlag"]
 
@@ -151,6 +160,8 @@ class CascadeTrainer:
         # States of the balancing of residual terms, and what they belong to.
         self._balances: list[Any] = [None] * len(models)
         self._balanced_by: Any = None
+        # How devices shared the last run.
+        self._placement: Placement | None = None
         # What a run has reached and the models do not hold yet.
         self._pending: RunState | None = None
         self.optimizer.claim()
@@ -336,8 +347,15 @@ class CascadeTrainer:
         other = self.history.stopwatch.charge("other")
         with other, progress_display(monitor or Monitor(), self.num_levels) as watched:
             given: Any = resampled.data if resampled else data
-            arrays = data_per_level(given, self.num_levels, batch_size)
+            placement = self.config.placement or Placement.found(given)
+            spread = placement is not None
+            arrays = data_per_level(given, self.num_levels, batch_size, spread=spread)
             check_arity(loss, arrays)
+            places: tuple[LevelPlacement | None, ...] = (None,) * self.num_levels
+            if placement is not None:
+                sizes = [count_parameters(model) for model in self._models]
+                placed = level_placements(placement, arrays, sizes, batch_size)
+                arrays, places = spread_data(arrays, placed), placed
             task = Task(
                 loss=loss,
                 smoothers=tuple(map(self.optimizer.smoother_at, range(self.num_levels))),
@@ -349,6 +367,7 @@ class CascadeTrainer:
                 evaluate=evaluate,
                 monitor=watched,
                 config=self.config,
+                places=places,
             )
             smoothers = [*self._smoothers]
             smoothers[start] = self.optimizer.state
@@ -356,15 +375,20 @@ class CascadeTrainer:
             if by != self._balanced_by:
                 self._balances, self._balanced_by = [None] * self.num_levels, by
             levels = (
-                LevelState.of(model, smoother)._replace(balance=balance)
-                for model, smoother, balance in zip(
-                    self._models, smoothers, self._balances, strict=True
+                LevelState.of(model, smoother)._replace(balance=balance).placed(place)
+                for model, smoother, balance, place in zip(
+                    self._models, smoothers, self._balances, places, strict=True
                 )
             )
-            state = RunState(start, tuple(levels), arrays, self._key if key is None else key)
+            now = self._key if key is None else key
+            if places[0] is not None:
+                now = places[0].whole(now)
+            state = RunState(start, tuple(levels), arrays, now)
             self.history.begin()
+            self._placement = placement
             try:
-                train(Run(state, order, moves, task, self.history, self._keep, recorder))
+                with placement.active() if placement else nullcontext():
+                    train(Run(state, order, moves, task, self.history, self._keep, recorder))
             finally:
                 self._settle()
         return self.history
@@ -380,15 +404,19 @@ class CascadeTrainer:
         state, self._pending = self._pending, None
         if state is None:
             return
-        for level, reached in enumerate(state.levels[: state.level + 1]):
+        levels, key, placement = state.levels, state.key, self._placement
+        if placement is not None:
+            levels = tuple(reached.placed(placement.outside) for reached in levels)
+            key = placement.outside.whole(key)
+        for level, reached in enumerate(levels[: state.level + 1]):
             model = self._models[level]
             if nnx.graphdef(model) == reached.graphdef:
                 nnx.update(model, reached.params, reached.rest)
             else:  # a transfer has made another model
                 self._models[level] = reached.model
-        self._level, self._key = state.level, state.key
-        self._smoothers = [reached.smoother for reached in state.levels]
-        self._balances = [reached.balance for reached in state.levels]
+        self._level, self._key = state.level, key
+        self._smoothers = [reached.smoother for reached in levels]
+        self._balances = [reached.balance for reached in levels]
         self.optimizer.restore(self.model, self._smoothers[self._level], self._level)
 
 
