@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from opifex.core.checks import check_positive_int
 from opifex.training.objective import Objective, hashable, plain
 from opifex.training.operations import count_operations
-from opifex.training.placement import LevelPlacement, Put, shape_on
+from opifex.training.placement import LevelPlacement, Put, moved, shape_on
 from opifex.training.program_cache import compiled_program
 from opifex.training.smoother import Smoother
 
@@ -90,7 +90,7 @@ class LoopState(NamedTuple):
             order = np.tile(order, (parts, 1))
         return cls(params, rest, smoother, key, *map(jnp.asarray, (np.int32(0), order)))
 
-    def placed(self, placement: LevelPlacement | None, put: Put = jax.device_put) -> LoopState:
+    def placed(self, placement: LevelPlacement | None, put: Put = moved) -> LoopState:
         """The same state with its arrays where they belong.
 
         Args:
@@ -186,8 +186,13 @@ def check_smoother(
 
 
 def owned(tree: Any) -> Any:
-    """A copy whose buffers may be donated, made by the run time without compiling anything."""
-    return jax.device_put(tree, may_alias=False)
+    """A copy whose buffers may be donated, made by the run time without compiling anything.
+
+    Of arrays that several processes share only a program can make copies.
+    """
+    if all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)):
+        return jax.device_put(tree, may_alias=False)
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _single_step(

@@ -23,8 +23,8 @@ from jaxtyping import Array, Float
 
 from opifex.core.checks import check_callable
 from opifex.core.residuals import PointFunction, ResidualTerm, mean_square_loss
+from opifex.training.placement import LevelPlacement, Put, moved
 from opifex.training.precision import evaluated_in, restored, rounded
-from opifex.training.placement import LevelPlacement, Put
 
 LossFunction = Callable[..., Any]
 """``loss_fn(model, *data)``, or ``loss_fn(model, *data, key=key)`` if it has such an argument."""
@@ -213,7 +213,7 @@ class Objective:
         model: Any = self._evaluated(params)
         return model
 
-    def placed(self, put: Put = jax.device_put) -> Objective:
+    def placed(self, put: Put = moved) -> Objective:
         """The same objective with its leaves where they belong.
 
         Args:

@@ -27,14 +27,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from opifex.core.checks import check_nonnegative, check_positive_int
 
-__all__ = ["LevelPlacement", "Placement", "Put", "shape_on"]
+__all__ = ["LevelPlacement", "Placement", "Put", "agreed", "moved", "shape_on"]
 
 Put = Callable[[Any, NamedSharding], Any]
 """What to do with a leaf and where it belongs: move it there, say so to the compiler, or note it."""
+
+
+def moved(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array where it belongs.
+
+    Args:
+        leaf: an array. Where other processes have a part of the devices, it is one that all of them
+            share already, or one that each has as a whole.
+        sharding: where it belongs.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if (
+        isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    ):  # a program moves it, if at all
+        there = leaf.sharding == sharding
+        return leaf if there else jax.jit(jnp.copy, out_shardings=sharding)(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        numbers = moved(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+    return jax.device_put(np.asarray(leaf), sharding)
+
+
+def agreed(number: int) -> int:
+    """A number that all processes of a cluster use: that of the first, which may have timed it.
+
+    Args:
+        number: what this process would use.
+    """
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 
 
 def shape_on(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -81,16 +114,16 @@ class LevelPlacement:
         """How arrays with samples along their first axis are cut."""
         return PartitionSpec(self.data_axes)
 
-    def rows(self, tree: Any, put: Put = jax.device_put) -> Any:
+    def rows(self, tree: Any, put: Put = moved) -> Any:
         """Arrays with samples along their first axis; single numbers go to all devices."""
         cut, whole = NamedSharding(self.mesh, self.rows_spec), self.sharding()
         return jax.tree.map(lambda leaf: put(leaf, cut if np.ndim(leaf) else whole), tree)
 
-    def whole(self, tree: Any, put: Put = jax.device_put) -> Any:
+    def whole(self, tree: Any, put: Put = moved) -> Any:
         """Arrays that all devices have."""
         return jax.tree.map(lambda leaf: put(leaf, self.sharding()), tree)
 
-    def parameters(self, tree: Any, put: Put = jax.device_put) -> Any:
+    def parameters(self, tree: Any, put: Put = moved) -> Any:
         """Parameters, and a state with arrays of their shapes.
 
         With a model axis an array is cut along the longest of its axes that can be cut evenly, the

@@ -18,6 +18,7 @@ from opifex.training.multilevel.observation import Observation
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.stay import Anchor, Place, Stay
+from opifex.training.placement import agreed
 from opifex.training.smoother import initial_state, moves_nothing
 
 __all__ = ["Smoothing"]
@@ -195,7 +196,8 @@ class Smoothing:
     def _steps_per_call(self, key: tuple[int, int]) -> int:
         # One step tells how long steps take; it is one until then.
         known = self._programs.seconds.get(key, _CALL_SECONDS)
-        return min(CAPACITY, max(1, int(_CALL_SECONDS / max(known, 1e-9))))
+        steps = min(CAPACITY, max(1, int(_CALL_SECONDS / max(known, 1e-9))))
+        return steps if self._run.task.places[key[1]] is None else agreed(steps)
 
     def _redraw(self, place: Place) -> Place:
         """The same place with what the user's function makes of the data."""
