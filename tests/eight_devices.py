@@ -292,8 +292,11 @@ def check_levenberg_marquardt():
     step = jax.jit(lambda objective, state: smoother.step(objective, params, state)[:3])
     state = smoother.init(params)
     compiled = step.lower(shared, place.whole(state, shape_on)).compile()
-    counts = communication(compiled.as_text())
-    assert set(counts) == {"all-reduce"}, counts
+    text = compiled.as_text()
+    assert set(communication(text)) == {"all-reduce"}, communication(text)
+    size = residuals(POINTS).start.size
+    trials = len(solver.damping_factors) * len(solver.step_lengths)
+    assert sum(sent(text, "all-reduce")) == size**2 + size + 1 + trials  # see docs/scaling.md
     new, _, value = compiled(shared, place.whole(state))
     expected, _, expected_value = step(alone, state)
     start = residuals(POINTS)

@@ -167,8 +167,7 @@ class Placement:
 
     Example:
         >>> import jax
-        >>> from opifex.training.multilevel import MultilevelConfig
-        >>> from opifex.training.placement import Placement
+        >>> from opifex.training.multilevel import MultilevelConfig, Placement
         >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
         >>> config = MultilevelConfig(num_levels=2, placement=Placement(mesh))
     """

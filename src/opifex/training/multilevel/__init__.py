@@ -94,6 +94,7 @@ from opifex.training.multilevel.transfer import (
     transfer_optimizer_state,
     verify_transfer,
 )
+from opifex.training.placement import Placement
 
 __all__ = [
     "FAN_IN",
@@ -132,6 +133,7 @@ __all__ = [
     "NonFiniteLossError",
     "OnTransition",
     "Phase",
+    "Placement",
     "RateSearch",
     "RateTrial",
     "Resampled",
