@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 import traceback
 from collections import Counter
 
@@ -26,11 +27,13 @@ from opifex.models import MLP
 from opifex.optimization.second_order import LevenbergMarquardt
 from opifex.optimization.second_order.flat_residuals import FlatResiduals
 from opifex.problems import Poisson
-from opifex.training.loop import CompiledLoop, LoopState
+from opifex.training.loop import CompiledLoop, LoopState, owned
 from opifex.training.multilevel import (
     Balanced,
     CascadeTrainer,
+    Checkpoints,
     JacobianBalancing,
+    Monitor,
     MultilevelAdam,
     MultilevelConfig,
     Resampled,
@@ -52,7 +55,7 @@ SAMPLES, BATCH, STEPS = 64, 16, 8
 INPUTS = np.random.default_rng(0).normal(size=(SAMPLES, 2))
 TARGETS = np.sin(INPUTS).sum(axis=1, keepdims=True)
 PROBLEM = Poisson()
-POINTS = tuple(map(np.asarray, PROBLEM.sample_points(jax.random.key(0), 64, 32)[:2]))
+POINTS = tuple(np.random.default_rng(0).uniform(size=(count, 2)) for count in (64, 32))
 COMMUNICATION = (
     r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 )
@@ -321,6 +324,28 @@ def check_bad_sizes():
         Placement(flat_mesh(), parts=12).at(0, 64, 1)
 
 
+def check_copies_may_be_donated():
+    place = Placement(flat_mesh()).at(0, SAMPLES, 1)
+    tree = {"key": place.whole(jax.random.key(0)), "rows": place.rows(jnp.arange(8.0))}
+    shifted = jax.jit(lambda tree: {**tree, "rows": tree["rows"] + 1}, donate_argnums=0)
+    shifted(owned(tree))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(tree))
+
+
+def check_arrays_closed_over():
+    """Those on explicit axes do not go with automatic ones; the error says what to do."""
+    rows = jax.sharding.NamedSharding(jax.make_mesh((NUMBER,), ("data",)), PartitionSpec("data"))
+    inputs = jax.device_put(INPUTS, rows)
+    with pytest.raises(ValueError, match="should match the aval mesh") as error:
+        trained(
+            Placement(flat_mesh()),
+            loss_fn=lambda model, targets: loss(model, inputs, targets),
+            data=(TARGETS,),
+            models=[network()],
+        )
+    assert "closed over an array" in "".join(error.value.__notes__)
+
+
 def check_devices_of_a_level():
     """Coarse levels on few neighbouring devices; by hand and by the rule."""
     chosen = Placement(flat_mesh(), devices=[2, 8])
@@ -388,6 +413,27 @@ def check_pieces_after_a_transition():
     for trainer in (alone, shared):
         trainer.fit(loss, (INPUTS, TARGETS), epochs=[0, STEPS])
     assert_equal(shared, alone, bound(steps=2 * STEPS))
+
+
+def check_checkpoints():
+    """A run that is broken off and taken up again has the same steps, and lies where it lay."""
+    placement = Placement(flat_mesh())
+    whole = trained(placement, models=[network()], batch_size=BATCH, epochs=[4])
+
+    def stop(progress):
+        if progress.epoch == 2:
+            raise ConnectionError
+
+    settings = {"models": [network()], "batch_size": BATCH, "epochs": [4]}
+    with tempfile.TemporaryDirectory() as folder:
+        monitor = Monitor(every=1, callbacks=[stop])
+        with pytest.raises(ConnectionError):
+            trained(placement, checkpoint=Checkpoints(folder), monitor=monitor, **settings)
+        resumed = trained(placement, checkpoint=Checkpoints(folder), resume="auto", **settings)
+    assert_equal(resumed, whole, 0.0)
+    assert {leaf.sharding for leaf in variables(resumed)} == {
+        leaf.sharding for leaf in variables(whole)
+    }
 
 
 def check_surrounding_mesh():

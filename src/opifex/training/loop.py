@@ -188,11 +188,22 @@ def check_smoother(
 def owned(tree: Any) -> Any:
     """A copy whose buffers may be donated, made by the run time without compiling anything.
 
-    Of arrays that several processes share only a program can make copies.
+    Only programs copy what several processes share, and random keys on several devices, which the run
+    time would hand back as they are.
     """
-    if all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)):
+
+    def by_program(leaf: Any) -> bool:
+        several = isinstance(leaf, jax.Array) and leaf.sharding.num_devices > 1
+        return several and (not leaf.is_fully_addressable or not isinstance(leaf.dtype, np.dtype))
+
+    leaves, structure = jax.tree.flatten(tree)
+    if not any(map(by_program, leaves)):
         return jax.device_put(tree, may_alias=False)
-    return jax.tree.map(jnp.copy, tree)
+    copies = [
+        jnp.copy(leaf) if by_program(leaf) else jax.device_put(leaf, may_alias=False)
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(structure, copies)
 
 
 def _single_step(

@@ -10,18 +10,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh
 
 import two_processes
-from eight_devices import ENVIRONMENT
+from eight_devices import ADAM, ENVIRONMENT, loss, program
 from opifex.training.multilevel import MultilevelConfig
 from opifex.training.placement import Placement
 from tolerances import distance, rounding
 
 TESTS = Path(__file__).parents[2]
 QUICK = [
+    "arrays_closed_over",
     "bad_sizes",
     "communication_and_memory_of_a_step",
+    "copies_may_be_donated",
     "devices_of_a_level",
     "levenberg_marquardt",
     "mini_batches",
@@ -30,6 +33,7 @@ QUICK = [
 ]
 SLOW = [
     "balanced_terms",
+    "checkpoints",
     "galerkin_cycle_on_fewer_devices",
     "least_squares_cascade",
     "mini_batches_of_a_cascade",
@@ -140,6 +144,14 @@ def test_devices_are_given_for_every_level():
 def test_a_configuration_takes_a_placement_only():
     with pytest.raises(TypeError, match="placement must be a Placement"):
         MultilevelConfig(placement=MESH)
+
+
+def test_programs_that_are_bound_to_devices_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPIFEX_PROGRAM_CACHE", str(tmp_path))
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    data = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+    program(Placement(MESH), ADAM, loss, data, model)
+    assert not list(tmp_path.rglob("*.xla"))
 
 
 def test_the_surroundings_ask_for_nothing_on_one_device():

@@ -389,6 +389,13 @@ class CascadeTrainer:
             try:
                 with placement.active() if placement else nullcontext():
                     train(Run(state, order, moves, task, self.history, self._keep, recorder))
+            except ValueError as error:
+                if placement is not None and "should match the aval mesh" in str(error):
+                    error.add_note(
+                        "A function has closed over an array that lies on a mesh with explicit axes: "
+                        "give it as data, or make it with NumPy."
+                    )
+                raise
             finally:
                 self._settle()
         return self.history
