@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import traceback
+import warnings
 from collections import Counter
 
 import jax
@@ -32,6 +33,7 @@ from opifex.training.multilevel import (
     Balanced,
     CascadeTrainer,
     Checkpoints,
+    FaultPolicy,
     JacobianBalancing,
     Monitor,
     MultilevelAdam,
@@ -413,6 +415,31 @@ def check_pieces_after_a_transition():
     for trainer in (alone, shared):
         trainer.fit(loss, (INPUTS, TARGETS), epochs=[0, STEPS])
     assert_equal(shared, alone, bound(steps=2 * STEPS))
+
+
+def check_faults():
+    """A batch without a finite loss is skipped as on one device with as many parts."""
+    inputs = INPUTS.copy()
+    inputs[3] = 1e200  # its square is infinite
+
+    def run(placement):
+        config = MultilevelConfig(
+            num_levels=1, placement=placement, faults=FaultPolicy(action="skip", tries=100)
+        )
+        trainer = CascadeTrainer([network()], MultilevelAdam(1e-2), config=config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(
+                lambda model, x, y: loss(model, x, y) + jnp.mean(x**2),
+                (inputs, TARGETS),
+                epochs=[3],
+                batch_size=BATCH,
+            )
+        return trainer
+
+    shared, alone = run(Placement(flat_mesh())), run(Placement(flat_mesh(1), parts=NUMBER))
+    assert 0 < len(shared.history.losses) < 3 * SAMPLES // BATCH
+    assert_equal(shared, alone, bound())
 
 
 def check_checkpoints():

@@ -34,6 +34,7 @@ QUICK = [
 SLOW = [
     "balanced_terms",
     "checkpoints",
+    "faults",
     "galerkin_cycle_on_fewer_devices",
     "least_squares_cascade",
     "mini_batches_of_a_cascade",
