@@ -13,8 +13,8 @@ from opifex.core.checks import (
     check_positive_int,
 )
 from opifex.training.multilevel.faults import FaultPolicy
-from opifex.training.precision import check_precision
 from opifex.training.placement import Placement
+from opifex.training.precision import check_precision
 
 __all__ = ["MultilevelConfig"]
 
