@@ -21,7 +21,6 @@ from tolerances import distance, rounding
 
 TESTS = Path(__file__).parents[2]
 QUICK = [
-    "arrays_closed_over",
     "bad_sizes",
     "communication_and_memory_of_a_step",
     "copies_may_be_donated",
@@ -29,9 +28,9 @@ QUICK = [
     "levenberg_marquardt",
     "mini_batches",
     "parameters_in_pieces",
-    "rows_of_a_jacobian",
 ]
 SLOW = [
+    "arrays_closed_over",
     "balanced_terms",
     "checkpoints",
     "faults",
@@ -40,6 +39,7 @@ SLOW = [
     "mini_batches_of_a_cascade",
     "pieces_after_a_transition",
     "resampled_data",
+    "rows_of_a_jacobian",
     "rows_of_a_jacobian_that_is_kept",
     "surrounding_mesh",
     "v_cycle",
