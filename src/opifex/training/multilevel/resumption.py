@@ -52,6 +52,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "steps before": run.history.num_steps,
         "level at the start": state.level,
         "double precision": bool(jax.config.read("jax_enable_x64")),
+        "precision of products": jax.config.read("jax_default_matmul_precision"),
         "precision": task.config.precision,
     }
     return json.loads(json.dumps(plain))  # tuples as they will be read: as lists

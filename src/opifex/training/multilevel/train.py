@@ -23,6 +23,7 @@ def train(run: Run) -> None:
 
     Raises:
         NonFiniteLossError: if the loss or the parameters stop being finite.
+        LossExplosionError: if the loss grows beyond what is allowed.
         TransferError: if a transfer does not keep the function that it promises to keep.
         ValueError: if there are checkpoints, and they belong to another run or none can be read.
     """

@@ -311,6 +311,7 @@ class CascadeTrainer:
                 is ``None``.
             ImportError: if there is a ``checkpoint``, and Orbax is not installed (``[data]``).
             NonFiniteLossError: if training diverges.
+            LossExplosionError: if the loss grows beyond what ``config.faults`` allows.
             TransferError: if a transfer does not keep the function that it promises to keep.
 
         However a call ends, by an error of any kind or by Ctrl-C, the trainer holds the last good
