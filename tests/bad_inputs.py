@@ -762,6 +762,16 @@ def _entries() -> list[Entry]:
             keep_programs=value(True),
             faults=FaultPolicy,
             precision=value("float32"),
+            placement=value(None),
+        ),
+        multilevel(
+            "Placement",
+            mesh=lambda: jax.make_mesh((1,), ("data",)),
+            data_axis=value("data"),
+            model_axis=value(None),
+            devices=value([1]),
+            least_work=value(0.0),
+            parts=value(1),
         ),
         multilevel(
             "MultilevelOptimizer",

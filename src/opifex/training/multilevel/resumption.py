@@ -29,6 +29,7 @@ def _identity(run: Run) -> dict[str, Any]:
         run: the run, before its first move.
     """
     state, task = run.state, run.task
+    settings: Any = jax.config
     numbers: dict[int, int] = {}  # levels that share their arrays are read once
 
     def content(leaf: Any) -> int:
@@ -52,7 +53,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "steps before": run.history.num_steps,
         "level at the start": state.level,
         "double precision": bool(jax.config.read("jax_enable_x64")),
-        "precision of products": jax.config.read("jax_default_matmul_precision"),
+        "precision of products": str(settings.jax_default_matmul_precision),
         "precision": task.config.precision,
     }
     return json.loads(json.dumps(plain))  # tuples as they will be read: as lists
