@@ -71,12 +71,12 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
     (
         "grid_growth_cut_off",
         "Darcy operator on growing grids, runs that were cut off",
-        "The same on larger grids, with two budgets. On a processor four of five seeds of the low target were "
-        "run before the time ended: from 128 x 128 cells on the cascade is sooner than the best single "
-        "network, and the ratio goes on growing with the grid. On a GPU, in two and in three dimensions "
+        "The same on larger grids, with two budgets. On a processor all seeds of the low target were run "
+        "before the time ended: on 128 x 128 cells the cascade is sooner than the best single network, "
+        "so that the ratio goes on growing with the grid. On a GPU, in two and in three dimensions "
         "(seconds on the wall, programs kept between runs), the network on the finest grid alone ends "
-        "lowest at equal seconds: an accelerator is not busy with the coarse grids, whose steps cost far "
-        "more than their share of the cells, so that a cascade saves little and gives up fine steps.",
+        "lowest at equal seconds: an accelerator is not busy with the coarse grids, whose steps cost "
+        "far more than their share of the cells: a cascade saves little and gives up fine steps.",
         cut_off_race,
     ),
     (
