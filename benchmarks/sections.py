@@ -71,7 +71,7 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
     (
         "grid_growth_cut_off",
         "Darcy operator on growing grids, runs that were cut off",
-        "The same on larger grids, with two budgets. On a processor all seeds of the low target were run "
+        "The same on larger grids, two budgets. On a processor all seeds of the low target were run "
         "before the time ended: on 128 x 128 cells the cascade is sooner than the best single network, "
         "so that the ratio goes on growing with the grid. On a GPU, in two and in three dimensions "
         "(seconds on the wall, programs kept between runs), the network on the finest grid alone ends "
