@@ -1,9 +1,10 @@
 """Processes killed at random moments: what the runs that are taken up end with.
 
-Of every strategy at least so many processes that train and save are killed (SIGKILL), each after a
-random part of the time that a whole run takes: while it starts, compiles, trains, transfers or saves.
-A run is started again until it comes to its end, and compared with one that was left alone: parameters,
-optimizer state, losses, evaluations, transitions, work, bit for bit. See `tests/reliability/killing.py`.
+Of every strategy at least so many processes that train and save are killed (SIGKILL): some after a
+random part of the time that a whole run takes, while they start or compile; most soon after a random
+number of checkpoints, while they train, transfer or save. A run is started again until it comes to its
+end, and compared with one that was left alone: parameters, optimizer state, losses, evaluations,
+transitions, work, bit for bit. See `tests/reliability/killing.py`.
 """
 
 from __future__ import annotations

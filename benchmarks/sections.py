@@ -159,9 +159,10 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
     (
         "kills",
         "Killed processes",
-        "Processes that train small hierarchies and save whenever they can, killed after a random part "
-        "of the time of a whole run and started again until the run is complete. *Different*: complete "
-        "runs that differ in any bit of parameters, optimizer state or record from one left alone.",
+        "Processes that train small hierarchies and save whenever they can, killed at random times or "
+        "soon after a random number of checkpoints, and started again until the run is complete. "
+        "*Different*: complete runs that differ in any bit of parameters, optimizer state or record "
+        "from one that was left alone.",
         plain("strategy", "kills", "runs", "before the first checkpoint", "different"),
     ),
     (

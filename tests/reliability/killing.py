@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,32 @@ def newest(folder: Path) -> int:
     return max(numbers, default=-1)
 
 
+def never() -> bool:
+    """The last run of all must come to its end."""
+    return False
+
+
+def moment(rng: np.random.Generator, place: Path, seconds: float) -> Callable[[], bool]:
+    """Says when to kill: at a random time from the start, or soon after some checkpoints were written.
+
+    Starting and compiling take most of the time of a small run, so that a time alone would nearly
+    always fall there.
+    """
+    started = time.monotonic()
+    if rng.random() < 0.3:
+        patience = rng.uniform(0.0, 1.2 * seconds)
+        return lambda: time.monotonic() - started > patience
+    wanted, more = newest(place) + int(rng.integers(1, 4)), rng.uniform(0.0, 0.1)
+    written: list[float] = []
+
+    def late() -> bool:
+        if not written and newest(place) >= wanted:
+            written.append(time.monotonic())
+        return bool(written) and time.monotonic() - written[0] > more
+
+    return late
+
+
 def kill_until(name: str, kills: int, seed: int, folder: Path) -> dict[str, Any]:
     """Kill processes until there were enough and the last run is complete."""
     rng = np.random.default_rng(seed)
@@ -71,11 +98,9 @@ def kill_until(name: str, kills: int, seed: int, folder: Path) -> dict[str, Any]
         result.unlink(missing_ok=True)
         while True:
             pid = start(name, place, result)
-            # A little longer than a whole run, so that runs also come to their end; the last one must.
-            patience = rng.uniform(0.0, 1.2 * seconds) if killed < kills else float("inf")
-            deadline = time.monotonic() + patience
             done, status = 0, 0
-            while not done and time.monotonic() < deadline:
+            late = moment(rng, place, seconds) if killed < kills else never
+            while not done and not late():
                 done, status = os.waitpid(pid, os.WNOHANG)
                 time.sleep(0.002)
             if not done:
