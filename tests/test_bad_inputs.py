@@ -191,7 +191,7 @@ SLOW_TO_CALL = (
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name not in SLOW_TO_CALL])
 def test_bad_arguments_raise_what_is_documented(name):
-    search(BY_NAME[name], 4)
+    search(BY_NAME[name], 2)
 
 
 @pytest.mark.slow

@@ -308,7 +308,7 @@ class CascadeTrainer:
             TypeError: if an argument has the wrong type.
             ValueError: if a value is out of range, by default nothing is left to train, or the folder
                 of ``checkpoint`` holds those of another run, only damaged ones, or any while ``resume``
-                is ``None``.
+                is ``None``; or there is a ``checkpoint`` and more than one process.
             ImportError: if there is a ``checkpoint``, and Orbax is not installed (``[data]``).
             NonFiniteLossError: if training diverges.
             LossExplosionError: if the loss grows beyond what ``config.faults`` allows.
@@ -438,6 +438,11 @@ def _recorder(checkpoint: Checkpoints | None, resume: Resume) -> Recorder | None
         return None
     if not isinstance(checkpoint, Checkpoints):
         raise TypeError(f"checkpoint must be a Checkpoints, got {checkpoint!r}")
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"checkpoint is for runs of one process, here are {jax.process_count()}: what several of "
+            "them share is not written yet"
+        )
     recorder = Recorder(checkpoint)
     if resume is None and not recorder.empty:
         recorder.close(None)
