@@ -337,7 +337,7 @@ class CascadeTrainer:
             raise TypeError(f"monitor must be a Monitor, got {monitor!r}")
         if key is not None:
             check_key("key", key)
-        recorder = _recorder(checkpoint, resume)
+        _check_checkpoint(checkpoint, resume)
         resampled = data if isinstance(data, Resampled) else None
         if order.coarse == "rediscretised":
             _check_same_data(batch_size, resampled)
@@ -428,21 +428,24 @@ class CascadeTrainer:
         self.optimizer.restore(self.model, self._smoothers[self._level], self._level)
 
 
-def _recorder(checkpoint: Checkpoints | None, resume: Resume) -> Recorder | None:
-    """What keeps a run on disk, if it is to be kept."""
+def _check_checkpoint(checkpoint: Checkpoints | None, resume: Resume) -> None:
     if resume is not None:
         check_choice("resume", resume, ("auto",))
         if checkpoint is None:
             raise ValueError(f"resume={resume!r} needs a checkpoint to go on from, got none")
-    if checkpoint is None:
-        return None
-    if not isinstance(checkpoint, Checkpoints):
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
         raise TypeError(f"checkpoint must be a Checkpoints, got {checkpoint!r}")
-    if jax.process_count() > 1:
+    if checkpoint is not None and jax.process_count() > 1:
         raise ValueError(
             f"checkpoint is for runs of one process, here are {jax.process_count()}: what several of "
             "them share is not written yet"
         )
+
+
+def _recorder(checkpoint: Checkpoints | None, resume: Resume) -> Recorder | None:
+    """What keeps a run on disk, if it is to be kept."""
+    if checkpoint is None:
+        return None
     recorder = Recorder(checkpoint)
     if resume is None and not recorder.empty:
         recorder.close(None)
