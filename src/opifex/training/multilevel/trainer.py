@@ -385,6 +385,7 @@ class CascadeTrainer:
             if places[0] is not None:
                 now = places[0].whole(now)
             state = RunState(start, tuple(levels), arrays, now)
+            recorder = _recorder(checkpoint, resume)
             self.history.begin()
             self._placement = placement
             try:
