@@ -52,7 +52,8 @@ def main() -> None:
                 check=True,
             )
         found = json.loads(done.stdout.splitlines()[-1])
-        rows.append({**found, "different": len(found["different"])})
+        rows.append({**found, "what differed": found["different"]})
+        rows[-1]["different"] = len(found["different"])
         print(rows[-1], flush=True)
         write_results("kills", rows=rows)
 

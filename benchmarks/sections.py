@@ -161,8 +161,10 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "Killed processes",
         "Processes that train small hierarchies and save whenever they can, killed at random times or "
         "soon after a random number of checkpoints, and started again until the run is complete. "
-        "*Different*: complete runs that differ in any bit of parameters, optimizer state or record "
-        "from one that was left alone.",
+        "*Different*: parts of complete runs (parameters, optimizer state, losses, evaluations, ...) "
+        "that are not those of a run that was left alone, bit for bit. Which parts these were, and of "
+        "how many runs, was not noted; further processes, killed in the same way, showed none; the "
+        "cause has not been found.",
         plain("strategy", "kills", "runs", "before the first checkpoint", "different"),
     ),
     (
