@@ -16,7 +16,14 @@ import pytest
 from flax import nnx
 
 from opifex.storage.archive import Archive, UnreadableError
-from opifex.training.multilevel import CascadeTrainer, Checkpoints, Monitor, VCycle
+from opifex.storage.trees import named_leaves
+from opifex.training.multilevel import (
+    CascadeTrainer,
+    Checkpoints,
+    EarlyStopping,
+    Monitor,
+    VCycle,
+)
 from reliability.strategies import STRATEGIES, X, differences, fitted, networks, record, square_loss
 
 
@@ -70,6 +77,25 @@ def test_a_complete_run_is_not_run_again(name, whole, tmp_path):
     assert differences(expected, record(again)) == []
     assert calls == []
     assert again.history.seconds < again.history.wall_seconds
+
+
+def test_early_stopping_remembers_its_best_model_before_it_is_called_again(tmp_path):
+    """What is saved right after a run was taken up is what was restored."""
+    with pytest.raises(BrokenOffError):
+        STRATEGIES["early stopping"].run(tmp_path, watch=BreakOff(3))
+    arrays, _ = Archive(tmp_path, "opifex-multilevel checkpoint", 3).read(
+        int(entries(tmp_path)[-1].name)
+    )
+    prefix = "memory 0 "
+    memory = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    assert any(name.startswith("snapshot") for name in memory)
+    stopping = EarlyStopping(patience=2)
+    stopping.restore_state(memory)
+    again = {}
+    for name, value in stopping.saved_state().items():
+        again |= named_leaves(name, value)
+    assert again.keys() == memory.keys()
+    assert all(np.array_equal(again[name], memory[name]) for name in memory)
 
 
 def test_checkpoints_do_not_change_a_run(whole, tmp_path):

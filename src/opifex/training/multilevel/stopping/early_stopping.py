@@ -100,7 +100,9 @@ class EarlyStopping:
         """What it remembers, for a checkpoint; see `Checkpoints`."""
         state = {name: np.asarray(getattr(self, name)) for name in _NUMBERS}
         where = (-1, -1) if self._where is None else self._where
-        return {**state, "where": np.asarray(where), "snapshot": self._snapshot}
+        # A best model that was restored and not asked for yet is still remembered.
+        best = {"snapshot": self._snapshot, **self._restored}
+        return {**state, "where": np.asarray(where), **best}
 
     def restore_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Remember what `saved_state` returned in another process.
