@@ -76,9 +76,7 @@ STEEP = {
 
 
 def finite(trainer):
-    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jnp.array(0.0)[None]) and all(
-        np.all(np.isfinite(part)) for part in record(trainer)["parameters"]
-    )
+    return all(np.all(np.isfinite(part)) for part in record(trainer)["parameters"])
 
 
 @pytest.mark.parametrize("name", STEEP)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from opifex.cli.errors import CommandError
+from opifex.storage.trees import is_key, on_host
 from opifex.training.multilevel import CascadeTrainer, History
 from opifex.training.objective import split_model
 
@@ -188,15 +189,9 @@ def restore(folder: Path, trainer: CascadeTrainer) -> bool:
     return True
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _named_arrays(tree: Any) -> dict[str, np.ndarray]:
     return {
-        f"{number:05d} {jax.tree_util.keystr(path)}": np.asarray(
-            jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        )
+        f"{number:05d} {jax.tree_util.keystr(path)}": on_host(leaf)
         for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree))
     }
 
@@ -219,7 +214,7 @@ def _filled(path: Path, like: Any) -> Any:
             )
     leaves = [
         jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
-        if _is_key(leaf)
+        if is_key(leaf)
         else jnp.asarray(value, jnp.asarray(leaf).dtype)
         for value, leaf in zip(found.values(), jax.tree.leaves(like), strict=True)
     ]

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from opifex.models import FrozenVariable
+from opifex.storage.trees import is_key, on_host
 
 __all__ = ["Entry", "arrays_of", "entries", "freeze_as", "with_arrays"]
 
@@ -45,10 +46,6 @@ def _value(leaf: Any) -> Any:
     return leaf[...] if isinstance(leaf, nnx.Variable) else leaf
 
 
-def _is_key(value: Any) -> bool:
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-
-
 def entries(model: nnx.Module) -> dict[str, Entry]:
     """What a model's variables are, by their names.
 
@@ -66,7 +63,7 @@ def entries(model: nnx.Module) -> dict[str, Entry]:
             raise TypeError(f"variable {name} must hold an array, got {type(value).__name__}")
         if name in found:
             raise ValueError(f"variables of a model must have names of their own, got {name} twice")
-        key = str(jax.random.key_impl(value)) if _is_key(value) else None
+        key = str(jax.random.key_impl(value)) if is_key(value) else None
         bits = jax.random.key_data(value) if key else value
         found[name] = Entry(tuple(bits.shape), str(bits.dtype), type(leaf).__name__, key)
     return found
@@ -75,10 +72,7 @@ def entries(model: nnx.Module) -> dict[str, Entry]:
 def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:
     """The values of a model's variables by name; random keys as their bits."""
     values = {_name(path): _value(leaf) for path, leaf in _leaves(model)}
-    return {
-        name: np.asarray(jax.random.key_data(value) if _is_key(value) else value)
-        for name, value in values.items()
-    }
+    return {name: on_host(value) for name, value in values.items()}
 
 
 def with_arrays(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:

@@ -234,8 +234,7 @@ def _batch(
 
     Where several devices share the data, each draws from its own part, so that no sample moves.
     """
-    samples, placement = _samples(objective.data), objective.placement
-    parts = 1 if placement is None else placement.parts
+    samples, placement, parts = _samples(objective.data), objective.placement, objective.parts
     own, drawn = samples // parts, batch_size // parts
     position = state.step % (samples // batch_size)
 

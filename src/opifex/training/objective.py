@@ -161,6 +161,11 @@ class Objective:
         return not self.has_terms and _takes_key(self.loss)
 
     @property
+    def parts(self) -> int:
+        """Parts of the samples from which mini-batches are drawn, each by itself."""
+        return 1 if self.placement is None else self.placement.parts
+
+    @property
     def structure(self) -> tuple[Any, ...]:
         """The static parts, as the key of a compiled program."""
         static = self.layout, self.precision, self.placement

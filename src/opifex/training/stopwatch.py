@@ -55,14 +55,13 @@ class Stopwatch:
     def _settle(self) -> None:
         now = self._now()
         if self._open:
-            account = self._open[-1]
-            passed = now - self._since
-            self.seconds[account] = self.seconds.get(account, 0.0) + passed
-            if passed > 0:
-                self._append(account, passed)
+            self._add(self._open[-1], now - self._since)
         self._since = now
 
-    def _append(self, account: str, passed: float) -> None:
+    def _add(self, account: str, passed: float) -> None:
+        self.seconds[account] = self.seconds.get(account, 0.0) + passed
+        if passed <= 0:
+            return
         start = end = self._intervals[-1].end if self._intervals else 0.0
         if self._intervals and self._intervals[-1].account == account:
             start = self._intervals.pop().start
@@ -76,8 +75,7 @@ class Stopwatch:
         """
         present, self._intervals, self.seconds = self.intervals, [], {}
         for account, start, end in (*earlier, *present):
-            self.seconds[account] = self.seconds.get(account, 0.0) + (end - start)
-            self._append(account, end - start)
+            self._add(account, end - start)
 
     @property
     def intervals(self) -> tuple[Interval, ...]:

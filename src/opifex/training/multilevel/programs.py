@@ -64,23 +64,23 @@ class Programs:
 
     def _traced(self, level: int, owner: int, smoother: Smoother) -> CompiledLoop:
         run, levels = self._run, self._run.predicted
-        batch_size, place = run.task.batch_size, run.task.places[owner]
+        batch_size, objective = run.task.batch_size, run.objective(levels, level, owner)
         shapes = jax.eval_shape(
             lambda params, rest, key: LoopState.start(
                 params,
                 rest,
                 smoother.init(params),
                 key,
-                run.state.data[owner],
+                objective.data,
                 batch_size,
-                parts=1 if place is None else place.parts,
+                parts=objective.parts,
             ),
             levels[level].params,
             levels[owner].rest,
             run.state.key,
         )
         return CompiledLoop(
-            run.objective(levels, level, owner),
+            objective,
             smoother,
             shapes,
             batch_size=batch_size,

@@ -14,7 +14,7 @@ import numpy as np
 
 from opifex.storage.archive import checksum
 from opifex.storage.trees import filled, named_leaves, on_host
-from opifex.training.multilevel.checkpointing import VISIT_PARTS, Point, Within, versions
+from opifex.training.multilevel.checkpointing import VISIT_PARTS, Within, versions
 from opifex.training.multilevel.cycle import Interpolate
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.state import CoarseVisit, LevelState, RunState
@@ -65,14 +65,15 @@ def _shapes(tree: Any) -> dict[str, str]:
     }
 
 
-def resume(run: Run) -> Point | None:
+def resume(run: Run) -> tuple[int, Within | None] | None:
     """Take a run to the newest good checkpoint of its folder.
 
     Args:
         run: the run, whose ``predicted`` levels are known; its state and record change.
 
     Returns:
-        Where to go on, ``None`` where nothing was saved.
+        Number of the move to go on with, and where in the middle of it; ``None`` where nothing was
+        saved.
 
     Raises:
         ValueError: if the checkpoint is one of another run, or none can be read.
@@ -107,8 +108,7 @@ def resume(run: Run) -> Point | None:
     if document["within"] is not None:
         steps, losses, faults = document["within"]
         within = Within(steps, losses, faults, arrays["order"])
-    run.reached(document["move"], within)
-    return run.point
+    return document["move"], within
 
 
 def _check(run: Run, document: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -80,7 +80,6 @@ class Run:
         identity: what a run must have in common with this one to take up its checkpoints.
         stopped: whether a callback has ended the run.
         last_loss: of the last step, ``None`` before the first one.
-        point: the last place from which the run can be taken up, ``None`` before the first.
     """
 
     state: RunState
@@ -93,7 +92,6 @@ class Run:
     identity: Mapping[str, Any] | None = None
     stopped: bool = False
     last_loss: float | None = None
-    point: Point | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.weights = Weights(self.task.balanced, self.history)
@@ -101,6 +99,8 @@ class Run:
         self.predicted = list(self.state.levels)
         # Steps of this run on each level that the user stood on.
         self.taken: Counter[int] = Counter()
+        # The last place from which the run can be taken up, if it is not on disk.
+        self._unsaved: Point | None = None
         # Factors of the steps on levels where there was a fault.
         self.damping: dict[int, float] = {}
         self._plans: dict[tuple[int, int], TransferPlan] = {}
@@ -138,7 +138,7 @@ class Run:
         memories = [
             one.saved_state() if hasattr(one, "saved_state") else None for one in self.remembering()
         ]
-        self.point = Point(
+        point = Point(
             self.state,
             move,
             within,
@@ -149,12 +149,13 @@ class Run:
             self.history.mark(),
         )
         with self.history.stopwatch.charge("other"):
-            self.recorder.offer(partial(self._content, self.point))
+            saved = self.recorder.offer(partial(self._content, point))
+        self._unsaved = None if saved else point
 
     def close(self) -> None:
         """Keep the last place on disk, if that is not done yet, and wait for it."""
         if self.recorder is not None:
-            point, self.point = self.point, None
+            point, self._unsaved = self._unsaved, None
             self.recorder.close(None if point is None else partial(self._content, point))
 
     def _content(self, point: Point) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opifex.training.loop import CAPACITY, CompiledLoop, LoopState, owned, steps_per_epoch
-from opifex.training.multilevel.checkpointing import Point, Within
+from opifex.training.multilevel.checkpointing import Within
 from opifex.training.multilevel.cycle import Smooth
 from opifex.training.multilevel.data import redrawn
 from opifex.training.multilevel.mending import Mending
@@ -43,13 +43,13 @@ class Smoothing:
         self._mending = Mending(run, programs)
         self._idle: set[int] = set()
 
-    def smooth(self, move: Smooth, index: int, point: Point | None = None) -> None:
+    def smooth(self, move: Smooth, index: int, within: Within | None = None) -> None:
         """Take the steps of a move, given with its place among the moves.
 
         Args:
             move: the move.
             index: its number.
-            point: where an earlier process was in it; by default it begins.
+            within: where an earlier process was in it; by default it begins.
 
         Raises:
             NonFiniteLossError: if the loss or the parameters stop being finite.
@@ -61,7 +61,7 @@ class Smoothing:
         level, visiting = move.level, bool(run.state.visits)
         key = level, run.owner(level)
         loop = self._program(key)
-        stay = self._begin(key, point)
+        stay = self._begin(key, within)
         per_epoch = steps_per_epoch(stay.place.objective.data, task.batch_size)
         total = move.epochs * per_epoch
         interval = task.monitor.interval(move.epochs)
@@ -141,14 +141,14 @@ class Smoothing:
                 run.reached(index + 1)
             elif looked or policy.action != "rollback":
                 # Else a run that is taken up would have another place to go back to.
-                within = Within(stay.done, len(stay.losses), stay.faults, stay.place.loop.order)
-                run.reached(index, within)
+                order = stay.place.loop.order
+                run.reached(index, Within(stay.done, len(stay.losses), stay.faults, order))
             run.check_interrupt()
             if ended:
                 return
 
-    def _begin(self, key: tuple[int, int], point: Point | None) -> Stay:
-        place, within = self._start(key[0]), None if point is None else point.within
+    def _begin(self, key: tuple[int, int], within: Within | None) -> Stay:
+        place = self._start(key[0])
         if within is None:
             return Stay(key, place, Anchor(place, 0, 0), 0, np.zeros(0))
         history = self._run.history
@@ -181,7 +181,6 @@ class Smoothing:
         smoother = values.smoother
         if smoother is None:
             smoother = initial_state(run.task.smoothers[level], params)
-        place = objective.placement
         current = LoopState.start(
             params,
             rest,
@@ -189,7 +188,7 @@ class Smoothing:
             run.state.key,
             objective.data,
             run.task.batch_size,
-            parts=1 if place is None else place.parts,
+            parts=objective.parts,
         )
         return Place(current, objective, values.balance)
 

@@ -32,7 +32,6 @@ def train(run: Run) -> None:
         with run.interruptible:
             try:
                 _carry_out(run, Programs(run, executor))
-                run.reached(len(run.moves))
             finally:
                 run.close()
     finally:
@@ -45,20 +44,21 @@ def _carry_out(run: Run, programs: Programs) -> None:
     observation.phase("compiling", run.state.level)
     with run.history.stopwatch.charge("transfer"):
         rehearse(run)
-    point = None
+    taken_up = None
     if run.recorder is not None:
         with run.history.stopwatch.charge("other"):
-            point = resume(run)
-    first = 0 if point is None else point.move
-    if point is not None:
+            taken_up = resume(run)
+    first, within = taken_up or (0, None)
+    if taken_up is not None:
         programs.begin_at(first)
-    if point is None and run.moves and not isinstance(run.moves[0], Enter):
+    elif run.moves and not isinstance(run.moves[0], Enter):
         observation.evaluate(0)
     for index, move in enumerate(run.moves[first:], first):
         run.check_interrupt()
         if isinstance(move, Smooth):
-            smoothing.smooth(move, index, point if index == first else None)
+            smoothing.smooth(move, index, within if index == first else None)
             if run.stopped:
+                run.reached(len(run.moves))
                 return
             continue
         observation.phase("transferring", move.level)

@@ -75,19 +75,24 @@ class Recorder:
             )
         return None
 
-    def offer(self, content: Callable[[], Content]) -> None:
+    def offer(self, content: Callable[[], Content]) -> bool:
         """Save, if it is time and the last save is done.
 
         Args:
             content: returns what to save; called at once or not at all.
+
+        Returns:
+            Whether it is saved, or will be before anything else is.
 
         Raises:
             OSError: or whatever else the last save has raised.
         """
         if self._saving is not None and self._saving.done():
             self._finish()
-        if self._saving is None and time.monotonic() - self._saved_at >= self._every:
+        due = self._saving is None and time.monotonic() - self._saved_at >= self._every
+        if due:
             self._start(content())
+        return due
 
     def close(self, content: Callable[[], Content] | None) -> None:
         """Save once more, wait until all is on disk, and end.
