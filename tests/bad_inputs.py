@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -19,7 +22,7 @@ import optax
 from flax import nnx
 
 from opifex.core import ResidualTerm
-from opifex.data import FieldNormalizer
+from opifex.data import FieldNormalizer, StoredFields, open_fields
 from opifex.models import FNO, MLP, RandomFeatures
 from opifex.optimization import scale_by_width
 from opifex.optimization.second_order import LevenbergMarquardt
@@ -64,6 +67,7 @@ NOT_CALLED = {
     "Problem": "abstract",
     "PointFunction": "a type",
     "FaultAction": "a type",
+    "FieldsTransform": "a type",
     "OnTransition": "a type",
     "Phase": "a type",
     "SecondMomentStart": "a type",
@@ -179,6 +183,14 @@ def features() -> RandomFeatures:
 
 def squared(model: Any, x: Any) -> Any:
     return jnp.mean((model(x) - x) ** 2)
+
+
+@lru_cache
+def stored() -> Any:
+    """Fields in a file, which stays open."""
+    path = os.path.join(tempfile.mkdtemp(), "fields.npz")
+    np.savez(path, inputs=FIELDS, outputs=FIELDS)
+    return open_fields(path)
 
 
 def sum_of_squares(x: Any) -> Any:
@@ -361,6 +373,27 @@ def _entries() -> list[Entry]:
             workers=value(1),
             progress=value(False),
             cache_dir=value(None),
+        ),
+        data(
+            "open_fields",
+            path=value("missing.npz"),
+            inputs=value("a"),
+            outputs=value("u"),
+            layout=value("channels-last"),
+            times=value((0, -1)),
+            channel_axis=value(True),
+        ),
+        Entry(
+            "StoredFields.batches",
+            lambda **arguments: stored().batches(**arguments),
+            StoredFields.batches,
+            lambda: {"batch_size": 2, "seed": 1, "shuffle": True},
+        ),
+        Entry(
+            "StoredFields.cached",
+            lambda **arguments: stored().cached(**arguments),
+            StoredFields.cached,
+            lambda: {"path": "copy.npz", "description": "a copy"},
         ),
         data(
             "read_fields",
@@ -780,6 +813,12 @@ def _entries() -> list[Entry]:
             on_transition=value("carry"),
         ),
         multilevel("Resampled", data=value((POINTS,)), draw=value(candidates), every=value(2)),
+        multilevel(
+            "Streamed",
+            source=value(range(4)),
+            steps_per_epoch=value(2),
+            batches_at_once=value(2),
+        ),
         multilevel("ResidualCorrection", scale=value(0.1)),
         multilevel(
             "ResidualSpectrum",
@@ -909,6 +948,15 @@ def _entries() -> list[Entry]:
             grid_kind=value("cell"),
             input_method=value("auto"),
             output_method=value("auto"),
+        ),
+        multilevel(
+            "resolution_batches",
+            fields=stored,
+            modes=value([1, 2]),
+            batch_size=value(2),
+            seed=value(0),
+            shuffle=value(True),
+            cache=value(None),
         ),
         multilevel(
             "scale_by_age_corrected_adam",

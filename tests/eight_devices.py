@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections import Counter
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,7 @@ from opifex.training.multilevel import (
     MultilevelAdam,
     MultilevelConfig,
     Resampled,
+    Streamed,
     VCycle,
     create_network_hierarchy,
 )
@@ -461,6 +463,20 @@ def check_checkpoints():
     assert {leaf.sharding for leaf in variables(resumed)} == {
         leaf.sharding for leaf in variables(whole)
     }
+
+
+def check_streamed_batches():
+    """Each device takes its part of every batch, whatever comes in one window."""
+    batches = [(INPUTS[i : i + BATCH], TARGETS[i : i + BATCH]) for i in range(0, SAMPLES, BATCH)]
+    settings = {"models": [network()], "epochs": [3]}
+
+    def data():
+        return Streamed(grain.MapDataset.source(batches), batches_at_once=3)
+
+    alone = trained(None, data=data(), **settings)
+    for mesh, options in ((flat_mesh(), {}), (flat_mesh(2), {"parts": 4})):
+        shared = trained(Placement(mesh, **options), data=data(), **settings)
+        assert_equal(shared, alone, bound())
 
 
 def check_surrounding_mesh():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,7 @@ from opifex.training.multilevel import (
     Monitor,
     Resampled,
     ResidualCorrection,
+    Streamed,
     VCycle,
     create_network_hierarchy,
 )
@@ -62,6 +64,13 @@ def uniform(model: Any, data: Any, key: Any) -> Any:
 
 def collocation() -> tuple[Any, ...]:
     return POISSON.sample_points(jax.random.key(1), 24, 12)
+
+
+def shuffled_batches() -> Streamed:
+    """Four batches in another order in every epoch, in windows that do not divide an epoch."""
+    samples = grain.MapDataset.source(X).seed(5).shuffle()
+    batches = samples.batch(8, drop_remainder=True).map(lambda x: (x,))
+    return Streamed(batches, batches_at_once=3)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,11 @@ STRATEGIES: dict[str, Strategy] = {
             cycle=FullMultigrid(cycles=1, pre=3, post=2, coarsest=5, coarse="galerkin"),
             batch_size=16,
         ),
+        every=2,
+    ),
+    "streamed": Strategy(
+        lambda: CascadeTrainer(networks()),
+        lambda: {"loss_fn": noisy_loss, "data": shuffled_batches(), "epochs": [5, 5, 5]},
         every=2,
     ),
     "residual correction": Strategy(

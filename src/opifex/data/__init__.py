@@ -13,17 +13,21 @@ from opifex.data.darcy import DarcySmall, generate_darcy_data, load_darcy_small,
 from opifex.data.fields import FieldNormalizer, OperatorData
 from opifex.data.random_fields import gaussian_random_field
 from opifex.data.reading import Fields, read_fields
+from opifex.data.stored import FieldsTransform, StoredFields, open_fields
 
 __all__ = [
     "DarcySmall",
     "FieldNormalizer",
     "Fields",
+    "FieldsTransform",
     "OperatorData",
+    "StoredFields",
     "default_cache_dir",
     "gaussian_random_field",
     "generate_burgers_operator_data",
     "generate_darcy_data",
     "load_darcy_small",
+    "open_fields",
     "read_fields",
     "solve_burgers",
     "solve_darcy",

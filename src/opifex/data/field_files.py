@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -43,12 +44,14 @@ class StoredArray:
 
     Attributes:
         shape: its shape.
-        read: returns the part that an index selects.
+        dtype: its type.
+        read: returns the part that an index selects; nothing else has to be in memory.
         dimensions: names of the axes where the file has any: ``"sample"``, ``"time"`` and
             ``"channel"`` for those, whatever the file calls them.
     """
 
     shape: tuple[int, ...]
+    dtype: np.dtype
     read: Callable[[Any], np.ndarray]
     dimensions: tuple[str, ...] | None = None
 
@@ -137,34 +140,16 @@ def _npz(path: Path) -> Iterator[FieldFile]:
     if not isinstance(stored, np.lib.npyio.NpzFile):
         raise ValueError("it holds one array without a name")
     with stored:
-
-        def whole(name: str) -> np.ndarray:
-            try:
-                return stored[name]
-            except ValueError as error:
-                raise ValueError(f"array {name!r} cannot be read: {error}") from error
-
-        # An archive is compressed as a whole: an array is read at once, and only when asked for.
-        kept: dict[str, np.ndarray] = {}
-
-        def read(name: str, index: Any) -> np.ndarray:
-            if name not in kept:
-                kept[name] = whole(name)
-            return kept[name][index]
-
-        arrays = {
-            name: StoredArray(_shape_in_archive(stored, name), partial(read, name))
-            for name in stored.files
-        }
+        arrays = {name: _in_archive(stored, path, name) for name in stored.files}
         text = [name for name in ("grid_kind",) if name in arrays and arrays[name].shape == ()]
         yield FieldFile(
             arrays, _named_axes(arrays), str(arrays[text[0]].read(())) if text else None
         )
 
 
-def _shape_in_archive(stored: Any, name: str) -> tuple[int, ...]:
-    """The shape of an array from its header alone."""
-    entry = name if name in stored.zip.namelist() else f"{name}.npy"
+def _in_archive(stored: Any, path: Path, name: str) -> StoredArray:
+    """An array of an archive, of which only the header is read."""
+    entry = stored.zip.getinfo(name if name in stored.zip.namelist() else f"{name}.npy")
     with stored.zip.open(entry) as file:
         version = np.lib.format.read_magic(file)
         reader = (
@@ -172,7 +157,73 @@ def _shape_in_archive(stored: Any, name: str) -> tuple[int, ...]:
             if version == (1, 0)
             else np.lib.format.read_array_header_2_0
         )
-        return tuple(reader(file)[0])
+        shape, columns_first, dtype = reader(file)
+        header = file.tell()
+    if dtype.hasobject:
+
+        def refused(_: Any) -> np.ndarray:
+            raise ValueError(f"array {name!r} cannot be read: it holds Python objects")
+
+        return StoredArray(shape, dtype, refused)
+    if entry.compress_type == zipfile.ZIP_STORED and np.prod(shape):
+        start = _data_offset(path, entry) + header
+        order: Any = "F" if columns_first else "C"
+        mapped = np.memmap(path, dtype, "r", start, shape, order)
+        return StoredArray(shape, dtype, lambda index: np.array(mapped[index]))
+    if columns_first or not shape:
+        return StoredArray(shape, dtype, lambda index: stored[name][index])
+    return StoredArray(shape, dtype, _CompressedRows(stored.zip, entry, header, shape, dtype).read)
+
+
+def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of an entry begin, behind its local header, whose size only that header says."""
+    with open(path, "rb") as file:
+        file.seek(entry.header_offset + 26)
+        name, extra = struct.unpack("<HH", file.read(4))
+    return entry.header_offset + 30 + name + extra
+
+
+class _CompressedRows:
+    """Rows of a compressed array, which are found by decompressing all before them.
+
+    Rows that follow the ones read last are read on.
+
+    Args:
+        archive: the archive.
+        entry: of the array.
+        header: bytes before the numbers.
+        shape: of the array.
+        dtype: of the array.
+    """
+
+    def __init__(
+        self,
+        archive: zipfile.ZipFile,
+        entry: zipfile.ZipInfo,
+        header: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ) -> None:
+        self._header, self._shape, self._dtype = header, shape, dtype
+        self._row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+        self._open = partial(archive.open, entry)
+        self._file: Any = None
+
+    def read(self, index: Any) -> np.ndarray:
+        """What an index selects."""
+        rows, *others = index if isinstance(index, tuple) else (index,)
+        if isinstance(rows, slice) and rows.step in (None, 1):
+            start, stop, _ = rows.indices(self._shape[0])
+            return np.array(self._rows(start, stop)[(slice(None), *others)])
+        return np.array(self._rows(0, self._shape[0])[index])
+
+    def _rows(self, start: int, stop: int) -> np.ndarray:
+        if self._file is None:
+            self._file = self._open()
+        self._file.seek(self._header + start * self._row_bytes)
+        count = max(0, stop - start)
+        content = self._file.read(count * self._row_bytes)
+        return np.frombuffer(content, self._dtype).reshape(count, *self._shape[1:])
 
 
 @contextmanager
@@ -184,7 +235,7 @@ def _hdf5(path: Path) -> Iterator[FieldFile]:
             lambda name, item: datasets.update({name: item}) if hasattr(item, "dtype") else None
         )
         arrays = {
-            name: StoredArray(tuple(item.shape or ()), item.__getitem__)
+            name: StoredArray(tuple(item.shape or ()), item.dtype, item.__getitem__)
             for name, item in datasets.items()
         }
         # One group per sample, each with its grid: all have the same.
@@ -216,7 +267,8 @@ def _zarr(path: Path) -> Iterator[FieldFile]:
         return
     # xarray refuses arrays whose axes have no names.
     arrays = {
-        name: StoredArray(tuple(item.shape), item.__getitem__) for name, item in members.items()
+        name: StoredArray(tuple(item.shape), np.dtype(item.dtype), item.__getitem__)
+        for name, item in members.items()
     }
     yield FieldFile(arrays, _named_axes(arrays), group.attrs.get("grid_kind"))
 
@@ -237,6 +289,7 @@ def _xarray(path: Path, **options: Any) -> Iterator[FieldFile]:
             order, dimensions = _ordered(variable.dims)
             arrays[str(name)] = StoredArray(
                 tuple(variable.sizes[d] for d in order),
+                variable.dtype,
                 partial(_part, variable.transpose(*order)),
                 dimensions,
             )

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, TimeoutError
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Interruptible"]
+__all__ = ["Interruptible", "waited"]
+
+Result = TypeVar("Result")
+
+
+def waited(future: Future[Result], check: Callable[[], None]) -> Result:
+    """What a future returns or raises.
+
+    Args:
+        future: the future.
+        check: called several times a second until then.
+    """
+    while not future.done():
+        try:
+            return future.result(timeout=0.1)
+        except TimeoutError:
+            check()
+    return future.result()
 
 
 class Interruptible:

@@ -12,7 +12,7 @@ by who uses them: a second run of the same structure traces and compiles nothing
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, TimeoutError
+from concurrent.futures import Executor, Future
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from opifex.core.checks import check_positive_int
+from opifex.training.interrupt import waited
 from opifex.training.objective import Objective, hashable, plain
 from opifex.training.operations import count_operations
 from opifex.training.placement import LevelPlacement, Put, moved, shape_on
@@ -207,13 +208,17 @@ def owned(tree: Any) -> Any:
 
 
 def _single_step(
-    objective: Objective, smoother: Smoother, batch_size: int | None, state: LoopState
+    objective: Objective,
+    smoother: Smoother,
+    batch_size: int | None,
+    in_order: bool,
+    state: LoopState,
 ) -> tuple[LoopState, Float[Array, ""]]:
     """One step: what the loop repeats."""
     key, order, batch = state.key, state.order, objective.data
     step_key, placement = None, objective.placement
     if batch_size is not None:
-        key, order, batch = _batch(objective, state, batch_size)
+        key, order, batch = _batch(objective, state, batch_size, in_order)
     if objective.takes_key:
         key, step_key = jax.random.split(key)
     now = objective.at(data=batch, rest=state.rest, key=step_key)
@@ -228,7 +233,7 @@ def _single_step(
 
 
 def _batch(
-    objective: Objective, state: LoopState, batch_size: int
+    objective: Objective, state: LoopState, batch_size: int, in_order: bool
 ) -> tuple[PRNGKeyArray, Array, tuple[Any, ...]]:
     """The key that is left, the order of the epoch, and the batch of a step.
 
@@ -247,7 +252,9 @@ def _batch(
             return new, order_of(now)
         return new, jax.vmap(order_of)(jax.random.split(now, parts))
 
-    key, order = jax.lax.cond(position == 0, shuffle, lambda: (state.key, state.order))
+    key, order = state.key, state.order
+    if not in_order:
+        key, order = jax.lax.cond(position == 0, shuffle, lambda: (key, order))
     chosen = jax.lax.dynamic_slice_in_dim(order, position * drawn, drawn, axis=-1)
     if placement is None or parts == 1:
         return key, order, jax.tree.map(lambda leaf: leaf[chosen], objective.data)
@@ -262,7 +269,7 @@ def _batch(
 
 
 @lru_cache(maxsize=64)
-def _program(smoother: Smoother, batch_size: int | None, structure: Any) -> Any:
+def _program(smoother: Smoother, batch_size: int | None, in_order: bool, structure: Any) -> Any:
     """The jitted loop. ``structure`` bounds its life: what falls out of the cache is freed."""
     del structure
     smoother = plain(smoother)
@@ -274,7 +281,7 @@ def _program(smoother: Smoother, batch_size: int | None, structure: Any) -> Any:
             return (carry.taken < steps) & carry.finite
 
         def body(carry: _Carry) -> _Carry:
-            new, value = _single_step(objective, smoother, batch_size, carry.state)
+            new, value = _single_step(objective, smoother, batch_size, in_order, carry.state)
             losses = carry.losses.at[carry.taken].set(value.astype(carry.losses.dtype))
             return _Carry(new, losses, carry.taken + 1, jnp.isfinite(value))
 
@@ -311,6 +318,7 @@ class CompiledLoop:
         smoother: what minimises it.
         state: state before the first step, or its shapes.
         batch_size: samples per step, or ``None`` for all data at every step.
+        in_order: whether batches are taken as they lie in the data, not drawn.
         keep_programs: whether the compiled program may be kept for other processes, or taken from one;
             see `opifex.training.program_cache`.
 
@@ -329,10 +337,11 @@ class CompiledLoop:
         state: LoopState,
         *,
         batch_size: int | None = None,
+        in_order: bool = False,
         keep_programs: bool = True,
     ) -> None:
         check_smoother(smoother, objective, state.params, state.rest, batch_size)
-        program = _program(hashable(smoother), batch_size, objective.structure)
+        program = _program(hashable(smoother), batch_size, in_order, objective.structure)
         steps = jax.ShapeDtypeStruct((), jnp.int32)
         self._placement = objective.placement
         # Shapes alone would not say where a compiled program finds its arguments.
@@ -363,12 +372,7 @@ class CompiledLoop:
         """Wait until the program is compiled, calling ``check`` several times a second."""
         self.compile()
         assert self._compiled is not None
-        while True:
-            try:
-                self._compiled.result(timeout=0.1)
-                return
-            except TimeoutError:
-                check()
+        waited(self._compiled, check)
 
     def run(
         self,

@@ -225,7 +225,8 @@ class Placement:
         Returns:
             A placement with the axes ``"data"``, and ``"model"`` where the mesh has one; or ``None``.
         """
-        shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(data)]
+        leaves = jax.tree.leaves(data, is_leaf=lambda leaf: isinstance(leaf, Iterator))
+        shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
         meshes = [one.mesh for one in shardings if isinstance(one, NamedSharding)]
         for mesh in (jax.sharding.get_mesh(), *meshes):
             if isinstance(mesh, Mesh) and mesh.size > 1 and "data" in mesh.axis_names:

@@ -19,6 +19,7 @@ _ACCOUNTS = {
     "compiling": "compile_seconds",
     "transfers": "transfer_seconds",
     "new points": "resample_seconds",
+    "reading": "read_seconds",
     "weights": "balance_seconds",
     "evaluating": "evaluation_seconds",
     "other": "other_seconds",

@@ -16,6 +16,7 @@ _ACCOUNTS = (
     "compilation",
     "transfer",
     "resampling",
+    "reading",
     "balancing",
     "evaluation",
     "other",

@@ -16,7 +16,7 @@ from opifex.training.multilevel import (
     create_network_hierarchy,
     resolution_hierarchy,
 )
-from opifex.training.multilevel.data import check_arity, data_per_level
+from opifex.training.multilevel.data import check_arity, prepared_data
 
 
 class Line(nnx.Module):
@@ -67,7 +67,7 @@ def test_the_level_of_bad_data_is_named():
     with pytest.raises(ValueError, match=r"data\(1\)\[0\] must be finite"):
         fit(lambda level: (bad, bad) if level else (X, X))
     with pytest.raises(ValueError, match=r"data\[0\]\['x'\] must be finite"):
-        data_per_level(({"x": bad},), 2, None)
+        prepared_data(({"x": bad},), 2, None)
     with pytest.raises(ValueError, match=r"data\[0\] must be finite"):
         fit(Resampled((bad, bad), lambda model, data, key: data))
 
@@ -82,19 +82,19 @@ def test_double_precision_that_gets_lost_is_told_once():
 def test_double_precision_that_single_precision_holds_is_no_matter():
     fit((np.ones((4, 1)), np.arange(4.0)[:, None]))
     with jax.enable_x64(True):
-        kept = data_per_level((np.linspace(0, 1, 7),), 1, None)
-    assert kept[0][0].dtype == jnp.float64
+        kept = prepared_data((np.linspace(0, 1, 7),), 1, None)
+    assert kept.arrays[0][0].dtype == jnp.float64
 
 
 def test_numbers_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"data\[0\] must fit into int32.*up to 4294967296"):
-        data_per_level((np.array([2**32]),), 1, None)
+        prepared_data((np.array([2**32]),), 1, None)
     with pytest.raises(ValueError, match=r"data\[0\] must fit into float32"):
-        data_per_level((np.array([1e300]),), 1, None)
+        prepared_data((np.array([1e300]),), 1, None)
 
 
 def test_random_keys_are_data_too():
-    data_per_level((jax.random.key(0), jnp.arange(3), 2.5), 2, None)
+    prepared_data((jax.random.key(0), jnp.arange(3), 2.5), 2, None)
 
 
 @pytest.mark.parametrize("levels", [2, 3])

@@ -39,6 +39,7 @@ SLOW = [
     "mini_batches_of_a_cascade",
     "pieces_after_a_transition",
     "resampled_data",
+    "streamed_batches",
     "rows_of_a_jacobian",
     "rows_of_a_jacobian_that_is_kept",
     "surrounding_mesh",

@@ -299,6 +299,7 @@ def test_the_accounts_add_up_to_the_time_on_the_clock(cycle: Any) -> None:
         history.compile_seconds,
         history.transfer_seconds,
         history.resample_seconds,
+        history.read_seconds,
         history.evaluation_seconds,
         history.other_seconds,
     )
@@ -752,9 +753,9 @@ def test_more_steps_than_one_call_holds() -> None:
 
 
 def test_levels_share_the_arrays_of_shared_data() -> None:
-    from opifex.training.multilevel.data import data_per_level
+    from opifex.training.multilevel.data import prepared_data
 
-    shared = data_per_level((np.ones((100, 1), np.float32),), 3, None)
+    shared = prepared_data((np.ones((100, 1), np.float32),), 3, None).arrays
     assert len({id(level[0]) for level in shared}) == 1
 
 

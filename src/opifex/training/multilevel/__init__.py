@@ -66,6 +66,8 @@ from opifex.training.multilevel.stopping import (
     StoppingCriterion,
     WorkOptimal,
 )
+from opifex.training.multilevel.stored_resolutions import resolution_batches
+from opifex.training.multilevel.streaming import Streamed
 from opifex.training.multilevel.trainer import CascadeTrainer
 from opifex.training.multilevel.transfer import (
     FAN_IN,
@@ -147,6 +149,7 @@ __all__ = [
     "Smooth",
     "Stage",
     "StoppingCriterion",
+    "Streamed",
     "Stretch",
     "TransferError",
     "Transition",
@@ -167,6 +170,7 @@ __all__ = [
     "prolongate_preserving",
     "recommend_schedule",
     "register_axes",
+    "resolution_batches",
     "resolution_hierarchy",
     "restrict",
     "restrict_field",

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +16,27 @@ from jaxtyping import PRNGKeyArray
 
 from opifex.core.checks import check_callable, check_positive_int
 from opifex.training.loop import as_arrays, steps_per_epoch
+from opifex.training.multilevel.streaming import Stream, Streamed, is_source
 from opifex.training.objective import Objective, hashable, kept_program
 from opifex.training.placement import LevelPlacement, Placement
 
 Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 """``draw(model, data, key)``: new data of the same shapes. It is compiled."""
 
-LevelData = tuple[Any, ...] | list[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
-"""A tuple of arrays for all levels, a list with one tuple per level, or a function of the level."""
+LevelData = Any
+"""A tuple of arrays, or a source of batches (`Streamed`), for all levels; a list with one of these per
+level; or a function of the level."""
 
 __all__ = [
     "Draw",
     "LevelData",
+    "Prepared",
     "Resampled",
+    "Sampling",
     "check_arity",
-    "data_per_level",
     "level_placements",
     "on_host",
+    "prepared_data",
     "redrawn",
     "spread_data",
 ]
@@ -76,6 +80,43 @@ class Resampled:
             check_positive_int("every", self.every)
 
 
+class Sampling(NamedTuple):
+    """How the batches of a level are taken from its data.
+
+    Attributes:
+        batch_size: samples per step, or ``None`` for all at every step.
+        steps_per_epoch: steps of one epoch.
+        stream: number of the stream whose windows the data are; ``None`` where all are there.
+    """
+
+    batch_size: int | None
+    steps_per_epoch: int
+    stream: int | None = None
+
+
+class Prepared(NamedTuple):
+    """Data of all levels, checked.
+
+    Attributes:
+        arrays: one tuple per level: all data, or the first window of a stream.
+        sampling: how batches are taken from them, for each level.
+        streams: what is read while a level trains.
+    """
+
+    arrays: tuple[tuple[Any, ...], ...]
+    sampling: tuple[Sampling, ...]
+    streams: tuple[Stream, ...] = ()
+
+    def close(self, batches: Sequence[int] = ()) -> None:
+        """End all threads.
+
+        Args:
+            batches: taken from each stream, from where an iterator is then to be read on.
+        """
+        for number, stream in enumerate(self.streams):
+            stream.close(batches[number] if batches else None)
+
+
 def on_host(leaf: Any) -> Any:
     """What lies in the memory of the host as NumPy sees it, without a copy; all else as it is.
 
@@ -116,10 +157,10 @@ def _drawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) -> 
     return draw(objective.model(params), objective.data, key)
 
 
-def data_per_level(
+def prepared_data(
     data: LevelData, num_levels: int, batch_size: int | None, *, spread: bool = False
-) -> tuple[tuple[Any, ...], ...]:
-    """One tuple of arrays per level, checked. Levels that share their data share the arrays.
+) -> Prepared:
+    """The data of each level, checked. Levels that share their data share arrays and streams.
 
     Args:
         data: in any of the forms of `LevelData`.
@@ -129,42 +170,42 @@ def data_per_level(
             one of them may have no room for all.
 
     Raises:
-        TypeError: if the data of a level are not a tuple of arrays.
+        TypeError: if the data of a level are neither a tuple of arrays nor a source of batches.
         ValueError: if a list does not have one entry per level, a number is not finite or an integer
-            too large for its type in JAX, or mini-batches cannot be cut.
+            too large for its type in JAX, mini-batches cannot be cut, or there is a ``batch_size`` for
+            batches that are made already.
 
     Warns:
         UserWarning: if numbers in double precision are rounded to single precision, or batches
             leave out more than a tenth of the samples of each epoch.
     """
-    if callable(data):
-        given: list[Any] = [data(level) for level in range(num_levels)]
-        names = [f"data({level})" for level in range(num_levels)]
-    elif isinstance(data, list):
-        for i, entry in enumerate(data):
-            if not isinstance(entry, tuple | list):
-                raise TypeError(
-                    f"data must be a tuple of arrays such as (x, y), got a list, which holds one tuple "
-                    f"per level; its entry {i} is {_described(entry)}"
-                )
-        if len(data) != num_levels:
-            raise ValueError(
-                f"data must have one tuple per level ({num_levels}) when it is a list, "
-                f"got {len(data)}"
-            )
-        given = data
-        names = [f"data[{level}]" for level in range(num_levels)]
-    else:
-        given = [data] * num_levels
-        names = ["data"] * num_levels
-    arrays: dict[int, tuple[Any, ...]] = {}
+    names, given = _given(data, num_levels)
+    found: dict[int, tuple[tuple[Any, ...], Sampling]] = {}
+    streams: list[Stream] = []
     rounded: list[str] = []
-    for name, entry in zip(names, given, strict=True):
-        if id(entry) not in arrays:
+    try:
+        for name, entry in zip(names, given, strict=True):
+            if id(entry) in found:
+                continue
+            if is_source(entry):
+                stream = Stream(Streamed.of(entry), name)
+                streams.append(stream)
+                sampling = Sampling(stream.batch_size, stream.steps_per_epoch, len(streams) - 1)
+                found[id(entry)] = stream.arrays if spread else stream.at(0)[0], sampling
+                continue
             rounded += _check_values(name, entry)
-            arrays[id(entry)] = as_arrays(entry, _unmoved if spread else jnp.asarray)
-            steps_per_epoch(arrays[id(entry)], batch_size)
-            _check_left_out(name, arrays[id(entry)], batch_size)
+            arrays = as_arrays(entry, _unmoved if spread else jnp.asarray)
+            found[id(entry)] = arrays, Sampling(batch_size, steps_per_epoch(arrays, batch_size))
+            _check_left_out(name, arrays, batch_size)
+        if batch_size is not None and all(one.stream is not None for _, one in found.values()):
+            raise ValueError(
+                f"batch_size must be None where data yield batches, got {batch_size}: the source says "
+                "how large they are, as in dataset.batch(32, drop_remainder=True)"
+            )
+    except BaseException:
+        for stream in streams:
+            stream.close()
+        raise
     if rounded:
         warnings.warn(
             f"{', '.join(rounded)} in double precision: rounded to single, about seven digits, since "
@@ -172,7 +213,30 @@ def data_per_level(
             "program keeps all digits, .astype('float32') says that seven are meant",
             stacklevel=3,
         )
-    return tuple(arrays[id(entry)] for entry in given)
+    arrays, samplings = zip(*(found[id(entry)] for entry in given), strict=True)
+    return Prepared(arrays, samplings, tuple(streams))
+
+
+def _given(data: LevelData, num_levels: int) -> tuple[list[str], list[Any]]:
+    """What was given for each level, and how errors call it."""
+    if is_source(data):
+        return ["data"] * num_levels, [data] * num_levels
+    if callable(data):
+        names = [f"data({level})" for level in range(num_levels)]
+        return names, [data(level) for level in range(num_levels)]
+    if not isinstance(data, list):
+        return ["data"] * num_levels, [data] * num_levels
+    for i, entry in enumerate(data):
+        if not isinstance(entry, tuple | list) and not is_source(entry):
+            raise TypeError(
+                f"data must be a tuple of arrays such as (x, y), got a list, which holds one tuple "
+                f"per level; its entry {i} is {_described(entry)}"
+            )
+    if len(data) != num_levels:
+        raise ValueError(
+            f"data must have one tuple per level ({num_levels}) when it is a list, got {len(data)}"
+        )
+    return [f"data[{level}]" for level in range(num_levels)], data
 
 
 def _unmoved(leaf: Any) -> Any:
@@ -186,58 +250,57 @@ def _unmoved(leaf: Any) -> Any:
 
 
 def level_placements(
-    placement: Placement,
-    data: tuple[tuple[Any, ...], ...],
-    parameters: Sequence[int],
-    batch_size: int | None,
+    placement: Placement, data: Prepared, parameters: Sequence[int]
 ) -> tuple[LevelPlacement, ...]:
     """Where the arrays of each level lie.
 
     Args:
         placement: what the user asks for.
-        data: one tuple of arrays per level.
+        data: of all levels.
         parameters: number of trainable numbers of each level.
-        batch_size: samples per step, or ``None`` for all at every step.
 
     Raises:
-        ValueError: if the samples of a level or ``batch_size`` cannot be cut into equal parts.
+        ValueError: if the samples of a level or of a batch cannot be cut into equal parts.
     """
     found = []
-    for level, (arrays, size) in enumerate(zip(data, parameters, strict=True)):
+    for level, (arrays, sampling, size) in enumerate(
+        zip(data.arrays, data.sampling, parameters, strict=True)
+    ):
         rows = {
             "data" + jax.tree_util.keystr(path): leaf.shape[0]
             for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
             if leaf.ndim
         }
+        batch_size = sampling.batch_size
         samples = batch_size or max(rows.values(), default=0)
         place = placement.at(level, samples, size)
         wanted = f"a multiple of the {place.parts} parts, one or more per device, of level {level}"
+        if batch_size is not None and batch_size % place.parts:
+            name = "batch_size" if sampling.stream is None else "the samples of a batch of data"
+            raise ValueError(f"{name} must be {wanted}, got {batch_size}")
         for name, count in rows.items():
             if count % place.parts:
                 raise ValueError(f"{name} must have {wanted}, as its first axis, got {count} rows")
-        if batch_size is not None and batch_size % place.parts:
-            raise ValueError(f"batch_size must be {wanted}, got {batch_size}")
         found.append(place)
     return tuple(found)
 
 
-def spread_data(
-    data: tuple[tuple[Any, ...], ...], places: Sequence[LevelPlacement]
-) -> tuple[tuple[Any, ...], ...]:
+def spread_data(data: Prepared, places: Sequence[LevelPlacement]) -> Prepared:
     """The data of all levels on their devices. What levels share in the same way lies there once.
 
     Args:
-        data: one tuple of arrays per level.
+        data: of all levels.
         places: where the arrays of each level lie.
     """
     there: dict[tuple[int, PartitionSpec], tuple[Any, ...]] = {}
-    for arrays, place in zip(data, places, strict=True):
-        key = id(arrays), place.rows_spec
+    keys = [
+        (id(arrays), place.rows_spec) for arrays, place in zip(data.arrays, places, strict=True)
+    ]
+    for key, arrays, sampling, place in zip(keys, data.arrays, data.sampling, places, strict=True):
         if key not in there:
-            there[key] = place.rows(arrays)
-    return tuple(
-        there[id(arrays), place.rows_spec] for arrays, place in zip(data, places, strict=True)
-    )
+            stream = None if sampling.stream is None else data.streams[sampling.stream]
+            there[key] = place.rows(arrays) if stream is None else stream.at(0, place)[0]
+    return data._replace(arrays=tuple(there[key] for key in keys))
 
 
 def _described(value: Any) -> str:

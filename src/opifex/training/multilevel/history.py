@@ -135,8 +135,8 @@ class History:
     """Record of all runs of a trainer, one row per step.
 
     Every second of a call of ``fit`` is in exactly one account, so that ``seconds``,
-    ``compile_seconds``, ``transfer_seconds``, ``resample_seconds``, ``balance_seconds``,
-    ``evaluation_seconds`` and ``other_seconds`` add up to ``wall_seconds``.
+    ``compile_seconds``, ``transfer_seconds``, ``resample_seconds``, ``read_seconds``,
+    ``balance_seconds``, ``evaluation_seconds`` and ``other_seconds`` add up to ``wall_seconds``.
 
     Attributes:
         stopwatch: the accounts.
@@ -355,6 +355,11 @@ class History:
     def resample_seconds(self) -> float:
         """Seconds spent on drawing new data, with the compilation of that."""
         return self.stopwatch.read("resampling")
+
+    @property
+    def read_seconds(self) -> float:
+        """Seconds spent on waiting for batches, and on taking them to the device."""
+        return self.stopwatch.read("reading")
 
     @property
     def balance_seconds(self) -> float:

@@ -41,7 +41,7 @@ class Mending:
             interval: steps of an evaluation interval.
         """
         objective, current = stay.place.objective, stay.place.loop
-        size = self._run.task.batch_size
+        size = self._run.task.sampling[stay.key[1]].batch_size
         data = jax.tree.map(lambda leaf: leaf[:size], objective.data) if size else objective.data
         now = objective.at(data=data, rest=current.rest, key=current.key)
         program = kept_program(Objective.value, objective.structure)

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import jax
 
-from opifex.training.loop import CompiledLoop, LoopState, steps_per_epoch
+from opifex.training.loop import CompiledLoop, LoopState
 from opifex.training.multilevel.cycle import Smooth
 from opifex.training.multilevel.run import Run
 from opifex.training.smoother import PassingSmoother, Smoother
@@ -64,7 +64,7 @@ class Programs:
 
     def _traced(self, level: int, owner: int, smoother: Smoother) -> CompiledLoop:
         run, levels = self._run, self._run.predicted
-        batch_size, objective = run.task.batch_size, run.objective(levels, level, owner)
+        sampling, objective = run.task.sampling[owner], run.objective(levels, level, owner)
         shapes = jax.eval_shape(
             lambda params, rest, key: LoopState.start(
                 params,
@@ -72,7 +72,7 @@ class Programs:
                 smoother.init(params),
                 key,
                 objective.data,
-                batch_size,
+                sampling.batch_size,
                 parts=objective.parts,
             ),
             levels[level].params,
@@ -83,7 +83,8 @@ class Programs:
             objective,
             smoother,
             shapes,
-            batch_size=batch_size,
+            batch_size=sampling.batch_size,
+            in_order=sampling.stream is not None,
             keep_programs=run.task.config.keep_programs,
         )
 
@@ -140,7 +141,7 @@ class Programs:
                     for pair in (key, known)
                 ]
                 seconds = self.seconds[known] * prices[0] / prices[1]
-            steps = steps_per_epoch(run.state.data[key[1]], run.task.batch_size)
+            steps = run.task.sampling[key[1]].steps_per_epoch
             left += seconds * steps * (move.epochs if number else epochs)
         return left
 

@@ -45,7 +45,8 @@ def _identity(run: Run) -> dict[str, Any]:
         ],
         "moves of the cycle": [[type(move).__name__, *move] for move in run.moves],
         "coarse objective": run.cycle.coarse,
-        "batch_size": task.batch_size,
+        "batches": [one._asdict() for one in task.sampling],
+        "batches of a window": [stream.size for stream in task.streams],
         "key": on_host(state.key).tolist(),
         "data": _shapes(state.data),
         "numbers of the data": [content(leaf) for leaf in jax.tree.leaves(state.data)],
@@ -166,7 +167,17 @@ def _state(run: Run, arrays: Mapping[str, np.ndarray], document: Mapping[str, An
     if run.task.resampled is not None:
         data = filled("data", data, arrays)
     key = filled("key", fresh.key, arrays)
-    state = replace(fresh, level=document["level"], levels=tuple(levels), data=data, key=key)
+    for stream, position in zip(run.task.streams, document["streams"], strict=True):
+        stream.restore(position)
+    batches = tuple(position["batches"] for position in document["streams"])
+    state = replace(
+        fresh,
+        level=document["level"],
+        levels=tuple(levels),
+        data=data,
+        key=key,
+        batches=batches,
+    )
     run.keep(state)
     for number, level_number in enumerate(document["visits"]):
         state = replace(state, visits=(*state.visits, _visit(run, number, level_number, arrays)))

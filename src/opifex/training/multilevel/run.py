@@ -17,10 +17,11 @@ from opifex.training.interrupt import Interruptible
 from opifex.training.multilevel.checkpointing import Point, Recorder, Within, versions
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Correct, Cycle, Enter, Interpolate, Move, Smooth
-from opifex.training.multilevel.data import Resampled
+from opifex.training.multilevel.data import Resampled, Sampling
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.monitor import Metrics, Monitor
 from opifex.training.multilevel.state import LevelState, RunState
+from opifex.training.multilevel.streaming import Stream
 from opifex.training.multilevel.transfer import Transfer, TransferPlan, plan_transfer
 from opifex.training.multilevel.weights import Weights
 from opifex.training.objective import Objective, kept_program
@@ -40,7 +41,8 @@ class Task:
     Attributes:
         loss: loss function, or tuple of residual terms.
         smoothers: one per level.
-        batch_size: samples per step, or ``None``.
+        sampling: how batches are taken from the data, for each level.
+        streams: what is read while a level trains.
         transfer: the transfer ``(coarse_model, fine_model) -> fine_model``.
         move_state: transfer of the smoother's state.
         resampled: how data are drawn anew, or ``None``.
@@ -53,7 +55,8 @@ class Task:
 
     loss: Any
     smoothers: tuple[Smoother, ...]
-    batch_size: int | None
+    sampling: tuple[Sampling, ...]
+    streams: tuple[Stream, ...]
     transfer: Transfer
     move_state: MoveState
     resampled: Resampled | None
@@ -147,6 +150,10 @@ class Run:
             self.last_loss,
             memories,
             self.history.mark(),
+            [
+                {"batches": batches, **stream.position(batches)}
+                for stream, batches in zip(self.task.streams, self.state.batches, strict=True)
+            ],
         )
         with self.history.stopwatch.charge("other"):
             saved = self.recorder.offer(partial(self._content, point))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opifex.training.loop import CAPACITY, CompiledLoop, LoopState, owned, steps_per_epoch
+from opifex.training.loop import CAPACITY, CompiledLoop, LoopState, owned
 from opifex.training.multilevel.checkpointing import Within
 from opifex.training.multilevel.cycle import Smooth
 from opifex.training.multilevel.data import redrawn
@@ -62,7 +62,8 @@ class Smoothing:
         key = level, run.owner(level)
         loop = self._program(key)
         stay = self._begin(key, within)
-        per_epoch = steps_per_epoch(stay.place.objective.data, task.batch_size)
+        sampling = task.sampling[key[1]]
+        per_epoch = sampling.steps_per_epoch
         total = move.epochs * per_epoch
         interval = task.monitor.interval(move.epochs)
         look_in, redraw = interval * per_epoch, 0
@@ -77,9 +78,14 @@ class Smoothing:
             if rebalance and run.taken[level] % rebalance == 0:
                 with charge("balancing"):
                     stay.place = self._rebalance(stay.place)
+            most = total - stay.done
+            if sampling.stream is not None:
+                with charge("reading"):
+                    stay.place, there = self._read(stay.place, sampling.stream)
+                most = min(most, there)
             due = (look_in, stay.done), (redraw, stay.done), (rebalance, run.taken[level])
             until_due = (every - count % every for every, count in due if every)
-            steps = min(total - stay.done, self._steps_per_call(key), *until_due)
+            steps = min(most, self._steps_per_call(key), *until_due)
             self._observation.phase("training", level)
             before = run.history.seconds
             with charge("training"):
@@ -116,7 +122,7 @@ class Smoothing:
             )
             stay.losses = np.concatenate([stay.losses, values]) if len(stay.losses) else values
             stay.previous = None if skipped else (start, steps)
-            self._keep(level, stay.place, len(values) + skipped)
+            self._keep(key, stay.place, len(values) + skipped)
             if error is not None:
                 raise error
             if len(values):
@@ -148,20 +154,22 @@ class Smoothing:
                 return
 
     def _begin(self, key: tuple[int, int], within: Within | None) -> Stay:
-        place = self._start(key[0])
+        place = self._start(*key)
         if within is None:
             return Stay(key, place, Anchor(place, 0, 0), 0, np.zeros(0))
         history = self._run.history
         losses = history.losses[history.num_steps - within.losses :]
-        step, order = map(jnp.asarray, (np.int32(within.steps), within.order))
-        place = place._replace(loop=place.loop._replace(step=step, order=order))
+        current = place.loop._replace(order=jnp.asarray(within.order))
+        if self._run.task.sampling[key[1]].stream is None:
+            current = current._replace(step=jnp.asarray(np.int32(within.steps)))
+        place = place._replace(loop=current)
         anchor = Anchor(place, within.steps, within.losses)
         return Stay(key, place, anchor, within.steps, losses, within.faults)
 
     def _back(self, stay: Stay, wasted: int) -> CompiledLoop:
         """Go back after a fault; the program of the smaller steps."""
         self._mending.roll_back(stay, wasted)
-        self._keep(stay.key[0], stay.place, 0)
+        self._keep(stay.key, stay.place, 0)
         return self._program(stay.key)
 
     def _program(self, key: tuple[int, int]) -> CompiledLoop:
@@ -175,8 +183,9 @@ class Smoothing:
             loop.wait(self._run.check_interrupt)
         return loop
 
-    def _start(self, level: int) -> Place:
+    def _start(self, level: int, owner: int) -> Place:
         run, values = self._run, self._run.state.levels[level]
+        sampling = run.task.sampling[owner]
         objective, params, rest = run.position()
         smoother = values.smoother
         if smoother is None:
@@ -187,9 +196,12 @@ class Smoothing:
             smoother,
             run.state.key,
             objective.data,
-            run.task.batch_size,
+            sampling.batch_size,
             parts=objective.parts,
         )
+        if sampling.stream is not None:  # steps are counted by the batches of the stream
+            step = np.int32(run.state.batches[sampling.stream])
+            current = current._replace(step=jnp.asarray(step))
         return Place(current, objective, values.balance)
 
     def _steps_per_call(self, key: tuple[int, int]) -> int:
@@ -197,6 +209,14 @@ class Smoothing:
         known = self._programs.seconds.get(key, _CALL_SECONDS)
         steps = min(CAPACITY, max(1, int(_CALL_SECONDS / max(known, 1e-9))))
         return steps if self._run.task.places[key[1]] is None else agreed(steps)
+
+    def _read(self, place: Place, stream: int) -> tuple[Place, int]:
+        """The same place with the batches that come next, and how many they are."""
+        reader, objective = self._run.task.streams[stream], place.objective
+        data, there = reader.at(
+            int(place.loop.step), objective.placement, self._run.check_interrupt
+        )
+        return place._replace(objective=objective.at(data=data)), there
 
     def _redraw(self, place: Place) -> Place:
         """The same place with what the user's function makes of the data."""
@@ -216,15 +236,18 @@ class Smoothing:
         )
         return Place(current._replace(key=key), objective.at(weights=balance.weights), balance)
 
-    def _keep(self, level: int, place: Place, steps: int) -> None:
+    def _keep(self, key: tuple[int, int], place: Place, steps: int) -> None:
         """Keep what the last steps have reached."""
-        run, current = self._run, place.loop
+        run, current, level = self._run, place.loop, key[0]
         state = run.moved(current.params, current.rest, smoother=current.smoother)
         state = replace(state, key=current.key)
         if not state.visits:
             state = state.with_data(level, place.objective.data)
             state = state.with_level(level, balance=place.balance)
             run.taken[level] += steps
+        stream = run.task.sampling[key[1]].stream
+        if stream is not None:
+            state = state.with_batches(stream, int(current.step))
         run.keep(state)
 
     def _warn_if_idle(self, level: int, before: LoopState, after: LoopState, left: int) -> None:

@@ -101,6 +101,7 @@ class RunState:
         data: arguments of the loss on every level.
         key: random key from which all later ones follow.
         visits: visits of coarser levels that are not finished, the coarsest last.
+        batches: taken from each stream of data.
     """
 
     level: int
@@ -108,6 +109,7 @@ class RunState:
     data: tuple[tuple[Any, ...], ...]
     key: PRNGKeyArray
     visits: tuple[CoarseVisit, ...] = ()
+    batches: tuple[int, ...] = ()
 
     @property
     def working_level(self) -> int:
@@ -123,3 +125,7 @@ class RunState:
     def with_data(self, level: int, data: tuple[Any, ...]) -> RunState:
         """With other data on one level."""
         return replace(self, data=(*self.data[:level], data, *self.data[level + 1 :]))
+
+    def with_batches(self, stream: int, taken: int) -> RunState:
+        """With another number of batches taken from a stream."""
+        return replace(self, batches=(*self.batches[:stream], taken, *self.batches[stream + 1 :]))

@@ -17,10 +17,11 @@ from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Cycle, as_cycle, check_moves
 from opifex.training.multilevel.data import (
     LevelData,
+    Prepared,
     Resampled,
     check_arity,
-    data_per_level,
     level_placements,
+    prepared_data,
     spread_data,
 )
 from opifex.training.multilevel.hierarchy import create_network_hierarchy
@@ -276,7 +277,10 @@ class CascadeTrainer:
                 solvers see the residuals. Or such terms in a `Balanced`, which computes their weights.
             data: a tuple of arrays for all levels; or a list with one tuple per level, or a
                 function from the level to its tuple, for coarser data on coarser levels; or any of
-                these in a `Resampled`, which draws them anew.
+                these in a `Resampled`, which draws them anew. In the place of a tuple there may be
+                anything that yields batches, such as a Grain dataset: they are read while the level
+                trains, in the order in which they come, see `Streamed`. Levels with the same source
+                go on where the level before them stopped reading; each call begins to read anew.
             epochs: epochs per level, coarsest first, or from the present level on; zero skips a
                 level. By default what is left of the epochs that ``config`` plans: all of them in a
                 first call, the rest after an interrupt. A cycle that visits coarser levels to
@@ -284,7 +288,7 @@ class CascadeTrainer:
                 plan in every call.
             batch_size: samples per step, drawn in a fresh random order each epoch. What does not
                 fill a batch is left out of that epoch. ``None`` uses all data at every step, so that
-                an epoch is one step.
+                an epoch is one step. It must be ``None`` where the data yield batches.
             cycle: order of the levels: ``"cascade"``, ``"v-cycle"``, ``"w-cycle"``,
                 ``"full-multigrid"``, or a `Cycle` such as ``VCycle(cycles=10)`` or
                 ``Cascade(stop=LossPlateau())``.
@@ -339,8 +343,6 @@ class CascadeTrainer:
             check_key("key", key)
         _check_checkpoint(checkpoint, resume)
         resampled = data if isinstance(data, Resampled) else None
-        if order.coarse == "rediscretised":
-            _check_same_data(batch_size, resampled)
         start = self.current_level
         planned = planned_epochs(epochs, order, start, self.config, self.history)
         moves = list(order.moves(self.num_levels, start, planned))
@@ -350,47 +352,53 @@ class CascadeTrainer:
             given: Any = resampled.data if resampled else data
             placement = self.config.placement or Placement.found(given)
             spread = placement is not None
-            arrays = data_per_level(given, self.num_levels, batch_size, spread=spread)
-            check_arity(loss, arrays)
-            places: tuple[LevelPlacement | None, ...] = (None,) * self.num_levels
-            if placement is not None:
-                sizes = [count_parameters(model) for model in self._models]
-                placed = level_placements(placement, arrays, sizes, batch_size)
-                arrays, places = spread_data(arrays, placed), placed
-            task = Task(
-                loss=loss,
-                smoothers=tuple(map(self.optimizer.smoother_at, range(self.num_levels))),
-                batch_size=batch_size,
-                transfer=self.prolongate_fn,
-                move_state=self._move_state,
-                resampled=resampled,
-                balanced=balanced,
-                evaluate=evaluate,
-                monitor=watched,
-                config=self.config,
-                places=places,
-            )
-            smoothers = [*self._smoothers]
-            smoothers[start] = self.optimizer.state
-            by = (balanced.method, len(balanced.terms)) if balanced else None
-            if by != self._balanced_by:
-                self._balances, self._balanced_by = [None] * self.num_levels, by
-            levels = (
-                LevelState.of(model, smoother)._replace(balance=balance).placed(place)
-                for model, smoother, balance, place in zip(
-                    self._models, smoothers, self._balances, places, strict=True
-                )
-            )
-            now = self._key if key is None else key
-            if places[0] is not None:
-                now = places[0].whole(now)
-            state = RunState(start, tuple(levels), arrays, now)
-            recorder = _recorder(checkpoint, resume)
-            self.history.begin()
-            self._placement = placement
+            prepared = prepared_data(given, self.num_levels, batch_size, spread=spread)
+            batches = (0,) * len(prepared.streams)
+            run: Run | None = None
             try:
+                check_arity(loss, prepared.arrays)
+                _check_sampling(prepared, order, resampled, batch_size)
+                _check_reading(prepared, checkpoint, self.config)
+                places: tuple[LevelPlacement | None, ...] = (None,) * self.num_levels
+                if placement is not None:
+                    sizes = [count_parameters(model) for model in self._models]
+                    placed = level_placements(placement, prepared, sizes)
+                    prepared, places = spread_data(prepared, placed), placed
+                task = Task(
+                    loss=loss,
+                    smoothers=tuple(map(self.optimizer.smoother_at, range(self.num_levels))),
+                    sampling=prepared.sampling,
+                    streams=prepared.streams,
+                    transfer=self.prolongate_fn,
+                    move_state=self._move_state,
+                    resampled=resampled,
+                    balanced=balanced,
+                    evaluate=evaluate,
+                    monitor=watched,
+                    config=self.config,
+                    places=places,
+                )
+                smoothers = [*self._smoothers]
+                smoothers[start] = self.optimizer.state
+                by = (balanced.method, len(balanced.terms)) if balanced else None
+                if by != self._balanced_by:
+                    self._balances, self._balanced_by = [None] * self.num_levels, by
+                levels = (
+                    LevelState.of(model, smoother)._replace(balance=balance).placed(place)
+                    for model, smoother, balance, place in zip(
+                        self._models, smoothers, self._balances, places, strict=True
+                    )
+                )
+                now = self._key if key is None else key
+                if places[0] is not None:
+                    now = places[0].whole(now)
+                state = RunState(start, tuple(levels), prepared.arrays, now, batches=batches)
+                recorder = _recorder(checkpoint, resume)
+                self.history.begin()
+                self._placement = placement
+                run = Run(state, order, moves, task, self.history, self._keep, recorder)
                 with placement.active() if placement else nullcontext():
-                    train(Run(state, order, moves, task, self.history, self._keep, recorder))
+                    train(run)
             except ValueError as error:
                 if placement is not None and "should match the aval mesh" in str(error):
                     error.add_note(
@@ -399,6 +407,7 @@ class CascadeTrainer:
                     )
                 raise
             finally:
+                prepared.close(batches if run is None else run.state.batches)
                 self._settle()
         return self.history
 
@@ -456,15 +465,41 @@ def _recorder(checkpoint: Checkpoints | None, resume: Resume) -> Recorder | None
     return recorder
 
 
-def _check_same_data(batch_size: int | None, resampled: Resampled | None) -> None:
+def _check_sampling(
+    data: Prepared, cycle: Cycle, resampled: Resampled | None, batch_size: int | None
+) -> None:
+    """Raise where the way of taking batches does not go with the cycle, or with new data."""
+    streamed = bool(data.streams)
+    if resampled is not None and streamed:
+        raise ValueError(
+            "data of a Resampled must be arrays, got a source of batches: make it yield new ones"
+        )
+    if cycle.coarse != "rediscretised":
+        return
     reason = (
         "the linear term of a rediscretised coarse objective makes the levels agree to first order "
         'on the same data only (coarse="galerkin" needs no such term)'
     )
+    if streamed:
+        raise ValueError(f"data must be arrays with this cycle, got a source of batches: {reason}")
     if batch_size is not None:
         raise ValueError(f"batch_size must be None with this cycle, got {batch_size}: {reason}")
     if resampled is not None:
         raise ValueError(f"data must not be Resampled with this cycle: {reason}")
+
+
+def _check_reading(
+    data: Prepared, checkpoint: Checkpoints | None, config: MultilevelConfig
+) -> None:
+    """Raise where batches may have to be read again, and cannot."""
+    wanted = None if checkpoint is None else "a checkpoint"
+    if config.faults.action == "rollback":
+        wanted = "rollback after faults"
+    if wanted and not all(stream.returns for stream in data.streams):
+        raise ValueError(
+            f"data must be a source that can be read again for {wanted}, such as a Grain dataset, got "
+            "an iterator that cannot say where it is"
+        )
 
 
 def _check_hierarchy(hierarchy: Any) -> list[nnx.Module]:

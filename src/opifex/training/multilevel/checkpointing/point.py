@@ -52,6 +52,7 @@ class Point:
         last_loss: of the last step, ``None`` before the first.
         memories: of callbacks and criterion, in their order; ``None`` for one that keeps nothing.
         mark: how far the record has come.
+        streams: batches taken from each stream of data, and where its source is then.
     """
 
     state: RunState
@@ -62,6 +63,7 @@ class Point:
     last_loss: float | None
     memories: Sequence[Mapping[str, Any] | None]
     mark: Mark
+    streams: Sequence[Mapping[str, Any]] = ()
 
     def leaves(self, *, with_data: bool) -> dict[str, Any]:
         """All arrays by name, where they are.
@@ -101,4 +103,5 @@ class Point:
             "taken": list(self.taken.items()),
             "damping": list(self.damping.items()),
             "last_loss": self.last_loss,
+            "streams": list(self.streams),
         }
