@@ -9,6 +9,7 @@ transitions, work, bit for bit. See `tests/reliability/killing.py`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -19,15 +20,8 @@ from pathlib import Path
 from common import parser, write_results
 
 TESTS = Path(__file__).parent.parent / "tests"
-STRATEGIES = (
-    "cascade",
-    "mini-batches",
-    "early stopping",
-    "v-cycle",
-    "full multigrid",
-    "residual correction",
-    "least squares",
-)
+sys.path.insert(0, str(TESTS))
+STRATEGIES = importlib.import_module("reliability.strategies").STRATEGIES
 
 
 def main() -> None:

@@ -153,6 +153,15 @@ def plain(*columns: str) -> Callable[[Results], str]:
     return show
 
 
+def tables_of(*parts: str) -> Callable[[Results], str]:
+    """One table for each part of a result that is a list of rows."""
+
+    def show(results: Results) -> str:
+        return "\n\n".join(table(results[part]) for part in parts)
+
+    return show
+
+
 def cut_off_race(results: Results) -> str:
     """The tuning of a race that did not come to its end, and the seeds that did."""
     seeds = [

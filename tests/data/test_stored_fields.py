@@ -2,6 +2,7 @@
 
 import pickle
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -126,6 +127,13 @@ def test_batches_are_a_grain_dataset(path):
         assert [batch.outputs.shape for batch in dataset] == [(4, 8, 6, 1)] * 2
         in_order = fields.batches(4, shuffle=False, transform=lambda data: data.inputs)
         np.testing.assert_array_equal(in_order[1], INPUTS[4:8])
+
+
+def test_several_threads_read_the_right_samples(path):
+    order = np.random.default_rng(0).integers(SAMPLES, size=(200, 3))
+    with open_fields(path) as fields, ThreadPoolExecutor(4) as threads:
+        for numbers, found in zip(order, threads.map(fields.__getitem__, order), strict=True):
+            same(found, numbers)
 
 
 def test_another_process_can_open_them(path):

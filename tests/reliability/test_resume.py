@@ -24,7 +24,16 @@ from opifex.training.multilevel import (
     Monitor,
     VCycle,
 )
-from reliability.strategies import STRATEGIES, X, differences, fitted, networks, record, square_loss
+from reliability.strategies import (
+    STRATEGIES,
+    X,
+    differences,
+    fitted,
+    networks,
+    noisy_loss,
+    record,
+    square_loss,
+)
 
 
 class BrokenOffError(Exception):
@@ -147,6 +156,7 @@ def quick(folder, **changes):
             {"trainer": lambda: CascadeTrainer(networks(), optax.sgd(0.1, momentum=0.9))},
             "optimizer",
         ),
+        ({"loss_fn": noisy_loss}, "loss: square_loss there and noisy_loss here"),
         ({"resume": None}, "resume"),
     ],
 )

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -139,15 +140,15 @@ def _npz(path: Path) -> Iterator[FieldFile]:
         raise ValueError("it is damaged, or no archive") from error
     if not isinstance(stored, np.lib.npyio.NpzFile):
         raise ValueError("it holds one array without a name")
-    with stored:
-        arrays = {name: _in_archive(stored, path, name) for name in stored.files}
+    with stored, ExitStack() as closing:
+        arrays = {name: _in_archive(stored, path, name, closing) for name in stored.files}
         text = [name for name in ("grid_kind",) if name in arrays and arrays[name].shape == ()]
         yield FieldFile(
             arrays, _named_axes(arrays), str(arrays[text[0]].read(())) if text else None
         )
 
 
-def _in_archive(stored: Any, path: Path, name: str) -> StoredArray:
+def _in_archive(stored: Any, path: Path, name: str, closing: ExitStack) -> StoredArray:
     """An array of an archive, of which only the header is read."""
     entry = stored.zip.getinfo(name if name in stored.zip.namelist() else f"{name}.npy")
     with stored.zip.open(entry) as file:
@@ -165,14 +166,13 @@ def _in_archive(stored: Any, path: Path, name: str) -> StoredArray:
             raise ValueError(f"array {name!r} cannot be read: it holds Python objects")
 
         return StoredArray(shape, dtype, refused)
-    if entry.compress_type == zipfile.ZIP_STORED and np.prod(shape):
-        start = _data_offset(path, entry) + header
-        order: Any = "F" if columns_first else "C"
-        mapped = np.memmap(path, dtype, "r", start, shape, order)
-        return StoredArray(shape, dtype, lambda index: np.array(mapped[index]))
     if columns_first or not shape:
         return StoredArray(shape, dtype, lambda index: stored[name][index])
-    return StoredArray(shape, dtype, _CompressedRows(stored.zip, entry, header, shape, dtype).read)
+    opened: Callable[[], Any] = partial(stored.zip.open, entry)
+    if entry.compress_type == zipfile.ZIP_STORED:
+        # Not through the archive, which reads all that lies before.
+        opened, header = partial(open, path, "rb"), header + _data_offset(path, entry)
+    return StoredArray(shape, dtype, _Rows(opened, header, shape, dtype, closing).read)
 
 
 def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
@@ -183,31 +183,32 @@ def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + name + extra
 
 
-class _CompressedRows:
-    """Rows of a compressed array, which are found by decompressing all before them.
+class _Rows:
+    """Rows of an array that lie one behind the other in a file; several threads may ask for some.
 
-    Rows that follow the ones read last are read on.
+    In a compressed file all that lies before is decompressed, but for what was read last.
 
     Args:
-        archive: the archive.
-        entry: of the array.
-        header: bytes before the numbers.
+        opened: opens the file.
+        start: where the numbers begin.
         shape: of the array.
         dtype: of the array.
+        closing: closes the file.
     """
 
     def __init__(
         self,
-        archive: zipfile.ZipFile,
-        entry: zipfile.ZipInfo,
-        header: int,
+        opened: Callable[[], Any],
+        start: int,
         shape: tuple[int, ...],
         dtype: np.dtype,
+        closing: ExitStack,
     ) -> None:
-        self._header, self._shape, self._dtype = header, shape, dtype
+        self._opened, self._closing, self._start = opened, closing, start
+        self._shape, self._dtype = shape, dtype
         self._row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
-        self._open = partial(archive.open, entry)
         self._file: Any = None
+        self._lock = Lock()
 
     def read(self, index: Any) -> np.ndarray:
         """What an index selects."""
@@ -218,11 +219,12 @@ class _CompressedRows:
         return np.array(self._rows(0, self._shape[0])[index])
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
-        if self._file is None:
-            self._file = self._open()
-        self._file.seek(self._header + start * self._row_bytes)
         count = max(0, stop - start)
-        content = self._file.read(count * self._row_bytes)
+        with self._lock:
+            if self._file is None:
+                self._file = self._closing.enter_context(self._opened())
+            self._file.seek(self._start + start * self._row_bytes)
+            content = self._file.read(count * self._row_bytes)
         return np.frombuffer(content, self._dtype).reshape(count, *self._shape[1:])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from opifex.training.placement import LevelPlacement, Placement
 Draw = Callable[[Any, tuple[Any, ...], PRNGKeyArray], tuple[Any, ...]]
 """``draw(model, data, key)``: new data of the same shapes. It is compiled."""
 
-LevelData = Any
+LevelData = tuple[Any, ...] | list[Any] | Callable[[int], Any] | Iterable[Any] | Streamed
 """A tuple of arrays, or a source of batches (`Streamed`), for all levels; a list with one of these per
 level; or a function of the level."""
 

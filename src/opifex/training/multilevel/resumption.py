@@ -38,6 +38,7 @@ def _identity(run: Run) -> dict[str, Any]:
         return numbers[id(leaf)]
 
     plain = {
+        "loss": _name(task.loss),
         "levels": [_shapes({"params": level.params, "rest": level.rest}) for level in state.levels],
         "optimizer": [
             _shapes(jax.eval_shape(smoother.init, level.params))
@@ -58,6 +59,13 @@ def _identity(run: Run) -> dict[str, Any]:
         "precision": task.config.precision,
     }
     return json.loads(json.dumps(plain))  # tuples as they will be read: as lists
+
+
+def _name(loss: Any) -> Any:
+    """What can be compared of a loss: the name of a function, those of residual terms."""
+    if isinstance(loss, tuple):
+        return [term.name for term in loss]
+    return getattr(loss, "__qualname__", type(loss).__name__)
 
 
 def _shapes(tree: Any) -> dict[str, str]:

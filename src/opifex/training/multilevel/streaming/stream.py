@@ -30,14 +30,12 @@ class _Window(NamedTuple):
         number: of the window; all have as many batches.
         batches: that are there: fewer, where the source has ended.
         arrays: with the samples of all batches along their first axis.
-        end: place of the source behind it.
         there: the arrays on the device, and the placement that they have there.
     """
 
     number: int
     batches: int
     arrays: tuple[Any, ...]
-    end: dict[str, Any]
     there: tuple[tuple[Any, ...], LevelPlacement | None]
 
 
@@ -134,11 +132,10 @@ class Stream:
         """Where the window of a batch begins, as plain values.
 
         Args:
-            number: of the batch, in the present window or the first one behind it.
+            number: of the batch, in a window that was read, the one behind it, or one restored.
         """
         window = number // self.size
-        place = self._present.end if window > self._present.number else self._places[window]
-        return {"window": window, "place": place}
+        return {"window": window, "place": self._places[window]}
 
     def restore(self, position: dict[str, Any]) -> None:
         """Know of a place that another process has found.
@@ -201,9 +198,8 @@ class Stream:
             except StopIteration:
                 break
             batches.append(self._batch(batch, number * self.size + len(batches)))
-        end = self._cursor.place()
         if len(batches) == self.size:
-            self._places[number + 1] = end
+            self._places[number + 1] = self._cursor.place()
             while len(self._places) > _PLACES:
                 del self._places[sorted(self._places)[1]]
         # The last window of a source that ends has the shape of all others, too.
@@ -211,7 +207,7 @@ class Stream:
         arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled) if filled else ()
         # Where several devices share them, they are cut by the caller: processes do it in step.
         there = self._on_devices(arrays, None) if self._placement is None else ()
-        return _Window(number, len(batches), arrays, end, (there, None))
+        return _Window(number, len(batches), arrays, (there, None))
 
     def _batch(self, given: Any, number: int) -> tuple[Any, ...]:
         """A batch as arrays of the types that JAX has, all batches alike."""
