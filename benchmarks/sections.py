@@ -162,7 +162,7 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "Data in a file",
         "Fields on 64 x 64 points, training a Fourier operator: arrays in memory, of which the device "
         "draws batches, against a shuffled dataset of the file. *Throughput*: steps a second, waiting "
-        "for batches included, medians of rounds that take turns; goal 0.9 where a step takes 5 ms or more. "
+        "for batches included, medians of rounds that take turns; goal 0.9 where a step takes 5 ms. "
         "*Memory*: the largest of a process of its own, while the file grows 100 times.",
         tables_of("speed", "memory"),
     ),
