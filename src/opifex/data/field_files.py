@@ -49,12 +49,15 @@ class StoredArray:
         read: returns the part that an index selects; nothing else has to be in memory.
         dimensions: names of the axes where the file has any: ``"sample"``, ``"time"`` and
             ``"channel"`` for those, whatever the file calls them.
+        scattered: whether ``read`` takes an array of ascending numbers of samples, faster than one by
+            one.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[Any], np.ndarray]
     dimensions: tuple[str, ...] | None = None
+    scattered: bool = False
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,9 @@ def _zarr(path: Path) -> Iterator[FieldFile]:
         return
     # xarray refuses arrays whose axes have no names.
     arrays = {
-        name: StoredArray(tuple(item.shape), np.dtype(item.dtype), item.__getitem__)
+        name: StoredArray(
+            tuple(item.shape), np.dtype(item.dtype), item.oindex.__getitem__, scattered=True
+        )
         for name, item in members.items()
     }
     yield FieldFile(arrays, _named_axes(arrays), group.attrs.get("grid_kind"))

@@ -398,6 +398,8 @@ def _rows(array: StoredArray, numbers: np.ndarray, others: tuple[Any, ...]) -> n
     """Rows by their numbers: neighbours at once, each row once, as all formats can."""
     wanted, places = np.unique(numbers, return_inverse=True)
     runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1) if len(wanted) else []
+    if array.scattered and len(runs) > 1:
+        return np.asarray(array.read((wanted, *others)))[places]
     blocks = [np.asarray(array.read((slice(int(r[0]), int(r[-1]) + 1), *others))) for r in runs]
     if not blocks:
         blocks = [np.asarray(array.read((slice(0, 0), *others)))]

@@ -36,6 +36,7 @@ __all__ = [
     "as_arrays",
     "check_smoother",
     "owned",
+    "rows_of_a_step",
     "steps_per_epoch",
 ]
 
@@ -166,8 +167,24 @@ def steps_per_epoch(data: tuple[Any, ...], batch_size: int | None) -> int:
     return _samples(data) // batch_size
 
 
+def rows_of_a_step(leaf: Any, batch_size: int | None, window: int | None) -> int | None:
+    """How many rows of an array a step sees, ``None`` for all of it.
+
+    Args:
+        leaf: the array.
+        batch_size: samples per step, or ``None``.
+        window: how many batches lie one after the other in the data, or ``None``.
+    """
+    return batch_size if window is None else leaf.shape[0] // window
+
+
 def check_smoother(
-    smoother: Smoother, objective: Objective, params: Any, rest: Any, batch_size: int | None
+    smoother: Smoother,
+    objective: Objective,
+    params: Any,
+    rest: Any,
+    batch_size: int | None,
+    window: int | None = None,
 ) -> None:
     """Let a smoother raise if it cannot take a step; all may be arrays or shapes.
 
@@ -177,12 +194,14 @@ def check_smoother(
         params: trainable parameters.
         rest: the other variables of the model.
         batch_size: samples per step, or ``None`` for all data at every step.
+        window: how many batches lie one after the other in the data, or ``None``.
     """
-    data = objective.data
-    if batch_size is not None:
-        data = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data
-        )
+
+    def of_a_step(leaf: Any) -> Any:
+        rows = rows_of_a_step(leaf, batch_size, window)
+        return leaf if rows is None else jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+
+    data = jax.tree.map(of_a_step, objective.data)
     smoother.check(objective.at(data=data, rest=rest), params)
 
 
@@ -211,14 +230,16 @@ def _single_step(
     objective: Objective,
     smoother: Smoother,
     batch_size: int | None,
-    in_order: bool,
+    window: int | None,
     state: LoopState,
 ) -> tuple[LoopState, Float[Array, ""]]:
     """One step: what the loop repeats."""
     key, order, batch = state.key, state.order, objective.data
     step_key, placement = None, objective.placement
-    if batch_size is not None:
-        key, order, batch = _batch(objective, state, batch_size, in_order)
+    if window is not None:
+        batch = _next_batch(objective, state, window)
+    elif batch_size is not None:
+        key, order, batch = _drawn_batch(objective, state, batch_size)
     if objective.takes_key:
         key, step_key = jax.random.split(key)
     now = objective.at(data=batch, rest=state.rest, key=step_key)
@@ -232,8 +253,25 @@ def _single_step(
     return new.placed(placement, jax.lax.with_sharding_constraint), value
 
 
-def _batch(
-    objective: Objective, state: LoopState, batch_size: int, in_order: bool
+def _next_batch(objective: Objective, state: LoopState, window: int) -> tuple[Any, ...]:
+    """The batch of a step, where some lie one after the other in the data.
+
+    Where several devices share the data, each has its rows of all batches in one piece.
+    """
+    position, parts = state.step % window, objective.parts
+
+    def rows(leaf: Array) -> Array:
+        blocks = leaf.reshape(parts, window, -1, *leaf.shape[1:])
+        found = jax.lax.dynamic_index_in_dim(blocks, position, axis=1, keepdims=False)
+        return found.reshape(-1, *leaf.shape[1:])
+
+    batch = jax.tree.map(rows, objective.data)
+    place = objective.placement
+    return batch if place is None else place.rows(batch, jax.lax.with_sharding_constraint)
+
+
+def _drawn_batch(
+    objective: Objective, state: LoopState, batch_size: int
 ) -> tuple[PRNGKeyArray, Array, tuple[Any, ...]]:
     """The key that is left, the order of the epoch, and the batch of a step.
 
@@ -252,9 +290,7 @@ def _batch(
             return new, order_of(now)
         return new, jax.vmap(order_of)(jax.random.split(now, parts))
 
-    key, order = state.key, state.order
-    if not in_order:
-        key, order = jax.lax.cond(position == 0, shuffle, lambda: (key, order))
+    key, order = jax.lax.cond(position == 0, shuffle, lambda: (state.key, state.order))
     chosen = jax.lax.dynamic_slice_in_dim(order, position * drawn, drawn, axis=-1)
     if placement is None or parts == 1:
         return key, order, jax.tree.map(lambda leaf: leaf[chosen], objective.data)
@@ -269,7 +305,7 @@ def _batch(
 
 
 @lru_cache(maxsize=64)
-def _program(smoother: Smoother, batch_size: int | None, in_order: bool, structure: Any) -> Any:
+def _program(smoother: Smoother, batch_size: int | None, window: int | None, structure: Any) -> Any:
     """The jitted loop. ``structure`` bounds its life: what falls out of the cache is freed."""
     del structure
     smoother = plain(smoother)
@@ -281,7 +317,7 @@ def _program(smoother: Smoother, batch_size: int | None, in_order: bool, structu
             return (carry.taken < steps) & carry.finite
 
         def body(carry: _Carry) -> _Carry:
-            new, value = _single_step(objective, smoother, batch_size, in_order, carry.state)
+            new, value = _single_step(objective, smoother, batch_size, window, carry.state)
             losses = carry.losses.at[carry.taken].set(value.astype(carry.losses.dtype))
             return _Carry(new, losses, carry.taken + 1, jnp.isfinite(value))
 
@@ -318,7 +354,8 @@ class CompiledLoop:
         smoother: what minimises it.
         state: state before the first step, or its shapes.
         batch_size: samples per step, or ``None`` for all data at every step.
-        in_order: whether batches are taken as they lie in the data, not drawn.
+        window: how many batches lie one after the other in the data, and are taken as they lie;
+            ``None`` where the data are no batches.
         keep_programs: whether the compiled program may be kept for other processes, or taken from one;
             see `opifex.training.program_cache`.
 
@@ -337,11 +374,11 @@ class CompiledLoop:
         state: LoopState,
         *,
         batch_size: int | None = None,
-        in_order: bool = False,
+        window: int | None = None,
         keep_programs: bool = True,
     ) -> None:
-        check_smoother(smoother, objective, state.params, state.rest, batch_size)
-        program = _program(hashable(smoother), batch_size, in_order, objective.structure)
+        check_smoother(smoother, objective, state.params, state.rest, batch_size, window)
+        program = _program(hashable(smoother), batch_size, window, objective.structure)
         steps = jax.ShapeDtypeStruct((), jnp.int32)
         self._placement = objective.placement
         # Shapes alone would not say where a compiled program finds its arguments.

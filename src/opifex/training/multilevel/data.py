@@ -84,14 +84,16 @@ class Sampling(NamedTuple):
     """How the batches of a level are taken from its data.
 
     Attributes:
-        batch_size: samples per step, or ``None`` for all at every step.
+        batch_size: samples per step that are drawn, ``None`` where none are.
         steps_per_epoch: steps of one epoch.
-        stream: number of the stream whose windows the data are; ``None`` where all are there.
+        stream: number of the stream that the data are a window of; ``None`` where all are there.
+        window: how many batches that is, which lie one after the other.
     """
 
     batch_size: int | None
     steps_per_epoch: int
     stream: int | None = None
+    window: int | None = None
 
 
 class Prepared(NamedTuple):
@@ -190,7 +192,8 @@ def prepared_data(
             if is_source(entry):
                 stream = Stream(Streamed.of(entry), name)
                 streams.append(stream)
-                sampling = Sampling(stream.batch_size, stream.steps_per_epoch, len(streams) - 1)
+                number = len(streams) - 1
+                sampling = Sampling(None, stream.steps_per_epoch, number, stream.size)
                 found[id(entry)] = stream.arrays if spread else stream.at(0)[0], sampling
                 continue
             rounded += _check_values(name, entry)
@@ -267,7 +270,7 @@ def level_placements(
         zip(data.arrays, data.sampling, parameters, strict=True)
     ):
         rows = {
-            "data" + jax.tree_util.keystr(path): leaf.shape[0]
+            "data" + jax.tree_util.keystr(path): leaf.shape[0] // (sampling.window or 1)
             for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
             if leaf.ndim
         }
@@ -276,8 +279,7 @@ def level_placements(
         place = placement.at(level, samples, size)
         wanted = f"a multiple of the {place.parts} parts, one or more per device, of level {level}"
         if batch_size is not None and batch_size % place.parts:
-            name = "batch_size" if sampling.stream is None else "the samples of a batch of data"
-            raise ValueError(f"{name} must be {wanted}, got {batch_size}")
+            raise ValueError(f"batch_size must be {wanted}, got {batch_size}")
         for name, count in rows.items():
             if count % place.parts:
                 raise ValueError(f"{name} must have {wanted}, as its first axis, got {count} rows")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
 
 from opifex.training.errors import LossExplosionError, NonFiniteLossError
-from opifex.training.loop import CompiledLoop, owned
+from opifex.training.loop import CompiledLoop, owned, rows_of_a_step
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.stay import Stay
@@ -41,8 +42,13 @@ class Mending:
             interval: steps of an evaluation interval.
         """
         objective, current = stay.place.objective, stay.place.loop
-        size = self._run.task.sampling[stay.key[1]].batch_size
-        data = jax.tree.map(lambda leaf: leaf[:size], objective.data) if size else objective.data
+        sampling = self._run.task.sampling[stay.key[1]]
+
+        def first_batch(leaf: Any) -> Any:
+            rows = rows_of_a_step(leaf, sampling.batch_size, sampling.window)
+            return leaf if rows is None else leaf[:rows]
+
+        data = jax.tree.map(first_batch, objective.data)
         now = objective.at(data=data, rest=current.rest, key=current.key)
         program = kept_program(Objective.value, objective.structure)
         loss = float(program(now, current.params))

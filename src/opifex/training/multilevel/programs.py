@@ -84,7 +84,7 @@ class Programs:
             smoother,
             shapes,
             batch_size=sampling.batch_size,
-            in_order=sampling.stream is not None,
+            window=sampling.window,
             keep_programs=run.task.config.keep_programs,
         )
 

@@ -45,8 +45,10 @@ def _check(run: Run, level: int, owner: int, user_level: int) -> None:
     levels, task = run.predicted, run.task
     objective, values = run.objective(levels, level, owner), levels[owner]
     check_usable(objective.precision, values.model)
-    batch_size = task.sampling[owner].batch_size
-    check_smoother(task.smoothers[level], objective, levels[level].params, values.rest, batch_size)
+    params, rows = levels[level].params, task.sampling[owner]
+    check_smoother(
+        task.smoothers[level], objective, params, values.rest, rows.batch_size, rows.window
+    )
     if task.balanced is not None and owner == user_level:
         own = run.objective(levels, owner, owner)
         own = own.at(rest=values.rest, shift=None, weights=None)

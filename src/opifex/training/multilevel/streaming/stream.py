@@ -51,7 +51,6 @@ class Stream:
         name: how errors call it.
 
     Attributes:
-        batch_size: samples of a batch.
         steps_per_epoch: batches that count as one epoch.
         size: batches of a window.
 
@@ -70,7 +69,6 @@ class Stream:
         except StopIteration:
             raise ValueError(f"{name} must yield at least one batch, got none") from None
         leaves = jax.tree.leaves(first)
-        self.batch_size = leaves[0].shape[0]
         self.steps_per_epoch = given.epoch
         size = given.batches_at_once
         if size is None:
@@ -249,8 +247,7 @@ class Stream:
 
         def cut(leaf: np.ndarray) -> np.ndarray:
             """The rows of each part in one piece: as many of every batch as of every other."""
-            own = self.batch_size // parts
-            blocks = leaf.reshape(self.size, parts, own, *leaf.shape[1:])
+            blocks = leaf.reshape(self.size, parts, -1, *leaf.shape[1:])
             return np.swapaxes(blocks, 0, 1).reshape(leaf.shape)
 
         return placement.rows(jax.tree.map(cut, arrays))
@@ -261,15 +258,14 @@ def _layout(name: str, structure: Any, arrays: list[np.ndarray]) -> Any:
 
     Raises:
         TypeError: if an array does not hold numbers.
-        ValueError: if there is none, or they do not share their first axis.
+        ValueError: if there is none, or one without samples.
     """
     for array in arrays:
         if array.dtype.kind not in "biufcV":  # V: the short floating-point types
             raise TypeError(f"{name} must hold arrays of numbers, got dtype {array.dtype}")
-    rows = {array.shape[0] if array.ndim else -1 for array in arrays}
-    if len(rows) != 1 or rows & {0, -1}:
+    if not arrays or any(array.shape[:1] in ((), (0,)) for array in arrays):
         raise ValueError(
-            f"{name} must hold arrays that share their first axis (the samples), got shapes "
+            f"{name} must hold arrays with samples along their first axis, got shapes "
             f"{[array.shape for array in arrays]}"
         )
     canonical = jax.dtypes.canonicalize_dtype
