@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from opifex.training.multilevel.mending import Mending
 from opifex.training.multilevel.observation import Observation
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.run import Run
-from opifex.training.multilevel.stay import Anchor, Place, Stay
+from opifex.training.multilevel.stay import Anchor, Dues, Place, Stay
 from opifex.training.placement import agreed
 from opifex.training.smoother import initial_state, moves_nothing
 
@@ -27,6 +28,20 @@ __all__ = ["Smoothing"]
 _CALL_SECONDS = 1.0
 # Steps for which an optimizer that moved nothing is asked whether it will move something.
 _LOOK_AHEAD = 10_000
+
+
+class _Outcome(NamedTuple):
+    """What of a call of the compiled loop counts.
+
+    Attributes:
+        values: losses of the steps that were taken.
+        skipped: batches that were passed by.
+        error: what ends the run, if anything.
+    """
+
+    values: np.ndarray
+    skipped: int = 0
+    error: Exception | None = None
 
 
 class Smoothing:
@@ -57,101 +72,145 @@ class Smoothing:
         """
         if move.epochs == 0:
             return
-        run, task, charge = self._run, self._run.task, self._run.history.stopwatch.charge
-        level, visiting = move.level, bool(run.state.visits)
+        run, level = self._run, move.level
         key = level, run.owner(level)
-        loop = self._program(key)
-        stay = self._begin(key, within)
-        sampling = task.sampling[key[1]]
-        per_epoch = sampling.steps_per_epoch
-        total = move.epochs * per_epoch
-        interval = task.monitor.interval(move.epochs)
-        look_in, redraw = interval * per_epoch, 0
-        rebalance = run.weights.interval(visiting) * per_epoch
-        if task.resampled is not None and not visiting:
-            redraw = (task.resampled.every or interval) * per_epoch
-        policy, mending = task.config.faults, self._mending
-        while stay.done < total and not run.stopped:
-            if redraw and stay.done and stay.done % redraw == 0:
-                with charge("resampling"):
-                    stay.place = self._redraw(stay.place)
-            if rebalance and run.taken[level] % rebalance == 0:
-                with charge("balancing"):
-                    stay.place = self._rebalance(stay.place)
-            most = total - stay.done
-            if sampling.stream is not None:
-                with charge("reading"):
-                    stay.place, there = self._read(stay.place, sampling.stream)
-                most = min(most, there)
-            due = (look_in, stay.done), (redraw, stay.done), (rebalance, run.taken[level])
-            until_due = (every - count % every for every, count in due if every)
-            steps = min(most, self._steps_per_call(key), *until_due)
+        loop, stay = self._program(key), self._begin(key, within)
+        dues = self._dues(move, key[1])
+        while stay.done < dues.total and not run.stopped:
+            steps = self._renew(stay, dues)
             self._observation.phase("training", level)
             before = run.history.seconds
-            with charge("training"):
+            with run.history.stopwatch.charge("training"):
                 new, values, healthy = loop.run(owned(stay.place.loop), stay.place.objective, steps)
-            seconds = run.history.seconds - before
-            reference = stay.reference(values, look_in)
-            fault = policy.first_fault(values, reference)
-            if fault is None and not healthy:
-                fault = len(values)
-            start, first, action = stay.place, stay.done, mending.action(stay)
-            error, skipped = None, 0
-            if fault is None:
-                self._warn_if_idle(level, start.loop, new, total - first - steps)
-                stay.place = start._replace(loop=new)
-            elif action == "rollback" and first + fault > stay.anchor.done:
+            self._programs.seconds[key] = (run.history.seconds - before) / max(1, len(values))
+            first = stay.done
+            outcome = self._judged(stay, loop, new, values, healthy, dues)
+            if outcome is None:
                 loop = self._back(stay, len(values))
                 continue
-            elif action == "skip":
-                values, skipped = mending.skip(stay, loop, values[:fault]), 1
-            else:
-                error = mending.error(stay, values, fault, reference)
-                values = mending.end(stay, loop, values[:fault])
-            if stay.place.objective.weights is not None:
-                run.history.record_weights(np.asarray(stay.place.objective.weights))
-            run.history.record_steps(
-                level,
-                values,
-                seconds,
-                self._programs.operations(*key),
-                objective=run.cycle.coarse if visiting and run.cycle.coarse else "own",
-                first_epoch=first / per_epoch,
-                steps_per_epoch=per_epoch,
-                cycle=move.cycle,
-            )
-            stay.losses = np.concatenate([stay.losses, values]) if len(stay.losses) else values
-            stay.previous = None if skipped else (start, steps)
-            self._keep(key, stay.place, len(values) + skipped)
-            if error is not None:
-                raise error
-            if len(values):
-                run.last_loss = float(values[-1])
-            self._programs.seconds[key] = seconds / max(1, len(values))
-            stay.done = first + len(values) + skipped
-            ended, looked = False, stay.done % look_in == 0 or stay.done == total
-            if looked and action == "rollback" and not mending.is_good(stay, look_in):
-                loop = self._back(stay, 0)
-                continue
+            self._record(move, stay, outcome, first, run.history.seconds - before, dues)
+            if outcome.error is not None:
+                raise outcome.error
+            ended, looked = False, dues.looks_in(stay.done)
             if looked:
-                asked = self._observation.observe(
-                    index, stay.done // per_epoch, stay.losses, per_epoch
-                )
-                ended = asked.end_level
-                if asked.restored is not None:
-                    restored = stay.place.loop._replace(**asked.restored._asdict())
-                    stay.place = stay.place._replace(loop=restored)
-                    stay.previous = None  # the next step does not follow the one before
-                stay.anchor = Anchor(stay.place, stay.done, len(stay.losses))
-            if ended or stay.done == total:
+                if self._mending.action(stay) == "rollback" and not self._mending.is_good(
+                    stay, dues.look_in
+                ):
+                    loop = self._back(stay, 0)
+                    continue
+                ended = self._look_in(index, stay, dues)
+            if ended or stay.done == dues.total:
                 run.reached(index + 1)
-            elif looked or policy.action != "rollback":
+            elif looked or run.task.config.faults.action != "rollback":
                 # Else a run that is taken up would have another place to go back to.
                 order = stay.place.loop.order
                 run.reached(index, Within(stay.done, len(stay.losses), stay.faults, order))
             run.check_interrupt()
             if ended:
                 return
+
+    def _dues(self, move: Smooth, owner: int) -> Dues:
+        """When what is due in a visit."""
+        run, task, visiting = self._run, self._run.task, bool(self._run.state.visits)
+        per_epoch, interval = (
+            task.sampling[owner].steps_per_epoch,
+            task.monitor.interval(move.epochs),
+        )
+        redraw = 0
+        if task.resampled is not None and not visiting:
+            redraw = task.resampled.every or interval
+        epochs = move.epochs, interval, redraw, run.weights.interval(visiting)
+        return Dues(per_epoch, *(per_epoch * count for count in epochs))
+
+    def _renew(self, stay: Stay, dues: Dues) -> int:
+        """Draw, weigh and read what is due before the next step, and say how many steps may be taken."""
+        run, charge = self._run, self._run.history.stopwatch.charge
+        level, owner = stay.key
+        if dues.redraws(stay.done):
+            with charge("resampling"):
+                stay.place = self._redraw(stay.place)
+        if dues.rebalances(run.taken[level]):
+            with charge("balancing"):
+                stay.place = self._rebalance(stay.place)
+        steps = min(dues.steps(stay.done, run.taken[level]), self._steps_per_call(stay.key))
+        stream = run.task.sampling[owner].stream
+        if stream is None:
+            return steps
+        with charge("reading"):
+            stay.place, there = self._read(stay.place, stream)
+        return min(steps, there)
+
+    def _judged(
+        self,
+        stay: Stay,
+        loop: CompiledLoop,
+        new: LoopState,
+        values: np.ndarray,
+        healthy: bool,
+        dues: Dues,
+    ) -> _Outcome | None:
+        """What of the steps of a call counts, with the visit taken there; ``None`` to go back."""
+        policy, mending, start = self._run.task.config.faults, self._mending, stay.place
+        reference = stay.reference(values, dues.look_in)
+        fault = policy.first_fault(values, reference)
+        if fault is None and not healthy:
+            fault = len(values)
+        action = mending.action(stay)
+        outcome = _Outcome(values)
+        if fault is None:
+            left = dues.total - stay.done - len(values)
+            self._warn_if_idle(stay.key[0], start.loop, new, left)
+            stay.place = start._replace(loop=new)
+        elif action == "rollback" and stay.done + fault > stay.anchor.done:
+            return None
+        elif action == "skip":
+            outcome = _Outcome(mending.skip(stay, loop, values[:fault]), skipped=1)
+        else:
+            error = mending.error(stay, values, fault, reference)
+            outcome = _Outcome(mending.end(stay, loop, values[:fault]), error=error)
+        counted = outcome.values
+        stay.losses = np.concatenate([stay.losses, counted]) if len(stay.losses) else counted
+        stay.previous = None if outcome.skipped else (start, len(values))
+        stay.done += len(counted) + outcome.skipped
+        return outcome
+
+    def _record(
+        self,
+        move: Smooth,
+        stay: Stay,
+        outcome: _Outcome,
+        first: int,
+        seconds: float,
+        dues: Dues,
+    ) -> None:
+        """Put the steps of a call on record, the ``first`` by its number, and keep their result."""
+        run, visiting = self._run, bool(self._run.state.visits)
+        if stay.place.objective.weights is not None:
+            run.history.record_weights(np.asarray(stay.place.objective.weights))
+        run.history.record_steps(
+            move.level,
+            outcome.values,
+            seconds,
+            self._programs.operations(*stay.key),
+            objective=run.cycle.coarse if visiting and run.cycle.coarse else "own",
+            first_epoch=first / dues.per_epoch,
+            steps_per_epoch=dues.per_epoch,
+            cycle=move.cycle,
+        )
+        self._keep(stay.key, stay.place, len(outcome.values) + outcome.skipped)
+        if len(outcome.values) and outcome.error is None:
+            run.last_loss = float(outcome.values[-1])
+
+    def _look_in(self, index: int, stay: Stay, dues: Dues) -> bool:
+        """Let others look in at the end of an interval; whether the level ends."""
+        epoch = stay.done // dues.per_epoch
+        asked = self._observation.observe(index, epoch, stay.losses, dues.per_epoch)
+        if asked.restored is not None:
+            restored = stay.place.loop._replace(**asked.restored._asdict())
+            stay.place = stay.place._replace(loop=restored)
+            stay.previous = None  # the next step does not follow the one before
+        stay.anchor = Anchor(stay.place, stay.done, len(stay.losses))
+        return asked.end_level
 
     def _begin(self, key: tuple[int, int], within: Within | None) -> Stay:
         place = self._start(*key)

@@ -1,4 +1,4 @@
-"""One visit of a level while it goes on: where it stands, and where it has been good."""
+"""One visit of a level while it goes on: where it stands, where it has been good, what is due when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,47 @@ from opifex.training.balancing import Balance
 from opifex.training.loop import CompiledLoop, LoopState, owned
 from opifex.training.objective import Objective
 
-__all__ = ["Anchor", "Place", "Stay"]
+__all__ = ["Anchor", "Dues", "Place", "Stay"]
+
+
+class Dues(NamedTuple):
+    """When what is due in one visit of a level, in steps; zero where it never is.
+
+    Attributes:
+        per_epoch: steps of an epoch.
+        total: steps of the visit.
+        look_in: from one evaluation to the next.
+        redraw: from one drawing of data to the next.
+        rebalance: from one update of weights to the next, of the steps of the level in all visits.
+    """
+
+    per_epoch: int
+    total: int
+    look_in: int
+    redraw: int
+    rebalance: int
+
+    def redraws(self, done: int) -> bool:
+        """Whether data are drawn anew after so many steps of the visit."""
+        return bool(self.redraw and done and done % self.redraw == 0)
+
+    def rebalances(self, taken: int) -> bool:
+        """Whether weights are updated after so many steps of the level."""
+        return bool(self.rebalance and taken % self.rebalance == 0)
+
+    def looks_in(self, done: int) -> bool:
+        """Whether the level is evaluated after so many steps of the visit."""
+        return done % self.look_in == 0 or done == self.total
+
+    def steps(self, done: int, taken: int) -> int:
+        """How many steps there are before anything is due.
+
+        Args:
+            done: steps of the visit.
+            taken: steps of the level in all visits.
+        """
+        counts = (self.look_in, done), (self.redraw, done), (self.rebalance, taken)
+        return min(self.total - done, *(every - n % every for every, n in counts if every))
 
 
 class Place(NamedTuple):
