@@ -736,6 +736,7 @@ def _entries() -> list[Entry]:
             lambda: {"level": 1},
         ),
         multilevel("Checkpoints", folder=value("kept"), every=value(10.0), keep=value(2)),
+        multilevel("saved_history", folder=value("kept")),
         multilevel(
             "FaultPolicy",
             action=value("rollback"),

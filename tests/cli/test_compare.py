@@ -8,7 +8,8 @@ import pytest
 
 from opifex.cli.comparison import compare_histories
 from opifex.cli.errors import CommandError
-from opifex.cli.saved_state import load_history
+from opifex.cli.parts import load_history
+from opifex.cli.run_folder import RunFolder
 from opifex.loggers.table_files import read_rows
 from opifex.training.multilevel import History
 
@@ -102,7 +103,7 @@ def test_the_finest_level_alone_gets_as_much_work(command):
         "compare", "config.yaml", "--strategies", "cascade,finest", "--no-figures", "-o", "both"
     )
     work = [
-        load_history(command.folder / "both" / name / "state").work
+        load_history(RunFolder(command.folder / "both" / name)).work
         for name in ("cascade", "finest")
     ]
     assert work[1] == pytest.approx(work[0], abs=0.5)

@@ -1,4 +1,4 @@
-"""An interrupted run goes on from its saved state, and says what it could not save."""
+"""A run that was ended, by whatever, and taken up is the run that was not ended."""
 
 from __future__ import annotations
 
@@ -15,15 +15,33 @@ import numpy as np
 import pytest
 
 from cli_configurations import POISSON, commands_of, shorten
-from opifex.cli import state_saver
+from opifex.cli.parts import history_so_far, load_history
 from opifex.cli.run_folder import RunFolder
-from opifex.cli.saved_state import load_history, read_position
 from opifex.cli.spectra import read_spectra
 from opifex.loggers import Reporter
 from opifex.loggers.table_files import read_rows
-from opifex.storage import load_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "resuming.md"
+
+BATCHES = """\
+data: {path: table.npz, held_out: 0.2}
+hierarchy: {kind: network, levels: 2, hidden: [6]}
+optimizer: {name: multilevel-adam, learning_rate: 1e-2, schedule: cosine}
+epochs: [4, 6]
+batch_size: 10
+evaluation_interval: 1
+output: out
+checkpoint_every: 0
+loggers: []
+"""
+"""Three steps per epoch, two samples left out of each, and rates that fall."""
+
+
+def write(command, text=BATCHES, name="config.yaml"):
+    """A configuration, and the table of forty samples that it may name."""
+    x = np.linspace(-1.0, 1.0, 80, dtype=np.float32).reshape(40, 2)
+    np.savez(command.folder / "table.npz", x=x, y=np.sin(x[:, :1]) * x[:, 1:])
+    command.write(text, name)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +56,28 @@ def read_status(folder):
     return json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
 
 
+def steps_on_disk(folder):
+    return load_history(RunFolder(Path(folder))).num_steps
+
+
+def results(folder):
+    """Everything in a run folder but times: what must be the same, bit for bit."""
+    folder = Path(folder)
+    rows = [
+        {name: value for name, value in row.items() if "seconds" not in name}
+        for row in read_rows(folder / "metrics.csv")
+    ]
+    table = load_history(RunFolder(folder)).table()
+    columns = {name: values.tolist() for name, values in table.items() if name != "seconds"}
+    files = [*(folder / "model").iterdir(), *folder.glob("spectra.json")]
+    return columns | {"rows": rows} | {file.name: file.read_bytes() for file in files}
+
+
+def differences(one, other):
+    found, expected = results(one), results(other)
+    return [name for name in expected | found if found.get(name) != expected.get(name)]
+
+
 def ctrl_c_at(monkeypatch, step, number=signal.SIGINT):
     """Press Ctrl-C, or send another signal, when a run has taken so many steps, once."""
     log = Reporter.__call__
@@ -50,6 +90,107 @@ def ctrl_c_at(monkeypatch, step, number=signal.SIGINT):
             signal.raise_signal(number)
 
     monkeypatch.setattr(Reporter, "__call__", call)
+
+
+KILLED = """
+import os, signal, sys, time
+from opifex.cli.app import app
+from opifex.loggers import Reporter
+
+log = Reporter.__call__
+
+def call(self, progress):
+    log(self, progress)
+    time.sleep(0.1)  # as if steps took longer, so that some checkpoint is written before the end
+    if progress.step >= int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Reporter.__call__ = call
+app(sys.argv[2:])
+"""
+
+
+def kill_at(step, folder, *arguments):
+    """Carry out a command in a process that is killed, without last words, after so many steps."""
+    command_line = [sys.executable, "-c", KILLED, str(step), *arguments, "--no-figures"]
+    ended = subprocess.run(command_line, cwd=folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert read_status(folder / "out")["status"] == "running"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_batches_of_a_run_that_is_killed_in_each_part(command):
+    write(command, BATCHES + "further_epochs: [4]\n", "whole.yaml")
+    command("run", "whole.yaml", "--no-figures", "-o", "whole")
+    write(command)
+    out = command.folder / "out"
+    kill_at(21, command.folder, "run", "config.yaml")
+    assert 0 < steps_on_disk(out) < 21
+    command("resume", "out", "--no-figures")
+    assert steps_on_disk(out) == 30
+    kill_at(39, command.folder, "resume", "out", "--more", "4")
+    assert 30 < steps_on_disk(out) < 39
+    assert f"after {steps_on_disk(out)} steps" in command("resume", "out", "--no-figures")
+    assert steps_on_disk(out) == 42
+    assert differences(out, command.folder / "whole") == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_batches_of_a_cycle_that_is_killed(command):
+    cycles = BATCHES + "strategy: {name: v-cycle, cycles: 2}\n"
+    write(command, cycles + "further_epochs: [2]\n", "whole.yaml")
+    command("run", "whole.yaml", "--no-figures", "-o", "whole")
+    write(command, cycles)
+    out = command.folder / "out"
+    kill_at(18, command.folder, "run", "config.yaml")
+    assert 0 < steps_on_disk(out) < 18
+    command("resume", "out", "--more", "2", "--no-figures")
+    assert steps_on_disk(out) == 36
+    assert differences(out, command.folder / "whole") == []
+
+
+EQUATION = {
+    "data": None,
+    "problem": "{name: poisson, interior_points: 32, boundary_points: 16}",
+    "hierarchy": "{levels: 2, hidden: [6]}",
+    "batch_size": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, [5, 16]),
+        *(
+            pytest.param(changes, steps, marks=pytest.mark.slow)
+            for changes, steps in [
+                ({"strategy": "{name: v-cycle, cycles: 3}"}, [7, 20]),
+                ({"strategy": "finest"}, [7]),
+                ({"strategy": "{name: w-cycle, cycles: 2}", "further_epochs": "[2, 1]"}, [17, 31]),
+                ({"strategy": "{name: full-multigrid, cycles: 2}"}, [10, 22]),
+                ({"strategy": "{name: cascade, transfer: padding}", "precision": "float64"}, [9]),
+                ({"optimizer": "adam-then-lbfgs", "batch_size": "null"}, [5]),
+                (EQUATION | {"optimizer": "levenberg-marquardt"}, [3, 6]),
+                (EQUATION | {"optimizer": "adam", "strategy": "v-cycle"}, [3, 6]),
+            ]
+        ),
+    ],
+    ids=str,
+)
+def test_every_strategy_is_interrupted_and_taken_up(command, monkeypatch, changes, steps):
+    given = dict(line.split(": ", 1) for line in BATCHES.splitlines()) | changes
+    write(command, "".join(f"{key}: {value or 'null'}\n" for key, value in given.items()))
+    command("run", "config.yaml", "--no-figures", "-o", "whole")
+    arguments = ["run", "config.yaml"]
+    for step in steps:
+        with monkeypatch.context() as patch:
+            ctrl_c_at(patch, step)
+            command(*arguments, "--no-figures", code=130)
+        assert steps_on_disk(command.folder / "out") >= step
+        arguments = ["resume", "out"]
+    command(*arguments, "--no-figures")
+    assert differences(command.folder / "out", command.folder / "whole") == []
 
 
 @pytest.mark.parametrize(
@@ -70,18 +211,16 @@ def test_an_interrupt_ends_with_a_saved_state_and_resume_goes_on(
     assert "interrupted: the state is saved; go on with: opifex-multilevel resume out" in output
     out = command.folder / "out"
     assert read_status(out)["status"] == "interrupted"
-    position = read_position(out / "state")
-    assert position.step == step
-    assert sum(position.epochs_done) == step
+    assert read_status(out)["steps"] == steps_on_disk(out) == step
     output = command("resume", "out", "--no-figures")
-    assert f"after {step} steps; the optimizer's state is restored" in output
+    assert f"going on at level {int(step > 4)} after {step} steps" in output
     assert read_status(out)["status"] == "finished"
-    history = load_history(out / "state")
+    history = load_history(RunFolder(out))
     assert history.table()["level"].tolist() == [0] * 4 + [1] * 6
     rows = read_rows(out / "metrics.csv")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
     spectra = read_spectra(RunFolder(out))
-    assert [(s.level, s.epoch) for s in spectra][0::2] == [(0, 0), (1, 6 if step < 8 else 2)]
+    assert [(s.level, s.epoch) for s in spectra] == [(0, 0), (0, 4), (1, 6)]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -91,10 +230,16 @@ def test_a_finished_run_is_given_further_epochs(command):
     assert "give --more EPOCHS" in command("resume", "out", code=2)
     command("resume", "out", "--more", "3", "--no-figures")
     out = command.folder / "out"
-    assert load_history(out / "state").table()["level"].tolist() == [0] * 4 + [1] * 9
+    history = load_history(RunFolder(out))
+    assert history.table()["level"].tolist() == [0] * 4 + [1] * 9
     assert read_status(out)["status"] == "finished"
-    output = command("resume", "out", "--more", "1", "--no-figures")
-    assert "epochs left per level: [1]" in output
+    command("resume", "out", "--more", "1", "--no-figures")
+    command.write(POISSON + "further_epochs: [3, 1]\n", "whole.yaml")
+    command("run", "whole.yaml", "--no-figures", "-o", "whole")
+    assert differences(out, command.folder / "whole") == []
+    # The seconds of no part are counted twice.
+    again = load_history(RunFolder(out))
+    assert again.seconds == pytest.approx(sum(s.seconds for s in again.stretches))
 
 
 def test_the_commands_of_the_tutorial_run(command, monkeypatch):
@@ -108,84 +253,39 @@ def test_the_commands_of_the_tutorial_run(command, monkeypatch):
     assert told in PAGE.read_text(encoding="utf-8")
     for arguments in rest:
         assert "going on at level 1" in command(*arguments, "--no-figures")
-    assert load_history(command.folder / "runs/poisson/state").num_steps == 4 + 100
+    assert steps_on_disk(command.folder / "runs/poisson") == 4 + 100
 
 
-def test_full_batches_resumed_equal_one_run(command, monkeypatch):
-    """Nothing is random in them, so that parameters and optimizer must have been restored exactly."""
+def test_a_run_without_checkpoints_begins_again(command, monkeypatch):
     command.write(POISSON)
-    command("run", "config.yaml", "--no-figures", "-o", "whole")
+    ctrl_c_at(monkeypatch, 2)
+    command("run", "config.yaml", "--no-figures", code=130)
+    out = command.folder / "out"
+    shutil.rmtree(out / "state")
+    assert history_so_far(RunFolder(out)) is None
+    assert "holds no checkpoint yet" in command("plot", "out", code=2)
+    assert "going on" not in command("resume", "out", "--no-figures")
+    assert steps_on_disk(out) == 10
+    assert len(read_rows(out / "metrics.csv")) == 5
+    assert len(read_spectra(RunFolder(out))) == 3
+
+
+# What is left of a read that failed reports to an event loop that is closed, within TensorStore.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_checkpoints_are_passed_over_or_named(command, monkeypatch):
+    command.write(POISSON + "checkpoint_every: 0\n")
     ctrl_c_at(monkeypatch, 6)
     command("run", "config.yaml", "--no-figures", code=130)
-    command("resume", "out", "--no-figures")
-    points = np.random.default_rng(0).random((9, 2), np.float32)
-    whole, parts = (load_model(command.folder / f / "model")(points) for f in ("whole", "out"))
-    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6)
-    losses = [load_history(command.folder / f / "state").losses for f in ("whole", "out")]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-
-
-def test_a_killed_run_goes_on_from_its_last_evaluation(command, monkeypatch):
-    command.write(POISSON)
-
-    class KilledError(Exception):
-        pass
-
-    saved = state_saver.StateSaver.__call__
-
-    def call(self, progress):
-        saved(self, progress)
-        if progress.step == 8:
-            raise KilledError
-
-    monkeypatch.setattr(
-        state_saver.StateSaver, "save", lambda *_, **__: None
-    )  # no time for last words
-    monkeypatch.setattr(state_saver.StateSaver, "__call__", call)
-    monkeypatch.setattr(state_saver, "SAVING_SHARE", float("inf"))
-    command("run", "config.yaml", "--no-figures", code=1)
     out = command.folder / "out"
-    assert read_position(out / "state").step == 8
-    # As after a crash between the two renames of a save.
-    (out / "state").rename(out / "state.old")
-    monkeypatch.undo()
-    command("resume", "out", "--no-figures")
-    assert load_history(out / "state").num_steps == 10
-
-
-def test_without_its_optimizer_a_run_says_so(command, monkeypatch):
-    command.write(POISSON)
-    ctrl_c_at(monkeypatch, 2)
-    command("run", "config.yaml", "--no-figures", code=130)
-    (command.folder / "out" / "state" / "smoother.npz").unlink()
-    output = command("resume", "out", "--no-figures")
-    assert "the optimizer's state is not saved: it starts afresh" in output
-
-
-def test_a_run_without_state_begins_again(command, monkeypatch):
-    command.write(POISSON)
-    ctrl_c_at(monkeypatch, 2)
-    command("run", "config.yaml", "--no-figures", code=130)
-    shutil.rmtree(command.folder / "out" / "state")
-    command("resume", "out", "--no-figures")
-    assert load_history(command.folder / "out" / "state").num_steps == 10
-
-
-@pytest.mark.parametrize("damage", ["cut", "other shapes"])
-def test_a_damaged_state_is_named(command, monkeypatch, damage):
-    command.write(POISSON)
-    ctrl_c_at(monkeypatch, 2)
-    command("run", "config.yaml", "--no-figures", code=130)
-    path = command.folder / "out" / "state" / "params.npz"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:100])
-        expected = "params.npz is damaged"
-    else:
-        with np.load(path) as file:
-            arrays = {name: file[name][..., :1] for name in file.files}
-        np.savez(path, **arrays)
-        expected = "params.npz does not fit the configuration"
-    assert expected in command("resume", "out", code=2)
+    entries = sorted((out / "state" / "1").iterdir(), key=lambda path: int(path.name))
+    assert len(entries) > 1
+    for entry in entries[:0:-1]:
+        (entry / "content" / "metadata").write_bytes(b"{}")
+    with pytest.warns(UserWarning, match="going on from checkpoint"):
+        assert steps_on_disk(out) < 6
+    (entries[0] / "content" / "metadata").write_bytes(b"{}")
+    for arguments in (["resume", "out"], ["report", "out"]):
+        assert "no checkpoint that can be read" in command(*arguments, code=2)
 
 
 def test_seeds_that_are_finished_are_not_run_again(command, monkeypatch):
@@ -209,40 +309,6 @@ def test_seeds_that_are_finished_are_not_run_again(command, monkeypatch):
     assert (command.folder / "out" / "summary.json").exists()
 
 
-@pytest.mark.parametrize(
-    "strategy", ["v-cycle", pytest.param("full-multigrid", marks=pytest.mark.slow)]
-)
-def test_cycles_go_on(command, monkeypatch, strategy):
-    command.write(
-        POISSON.replace("[4, 6]", "[6, 12]") + f"strategy: {{name: {strategy}, cycles: 3}}\n"
-    )
-    ctrl_c_at(monkeypatch, 10)
-    command("run", "config.yaml", "--no-figures", code=130)
-    before = read_position(command.folder / "out" / "state")
-    assert before.cycles_done >= 1
-    command("resume", "out", "--no-figures")
-    after = read_position(command.folder / "out" / "state")
-    assert after.level == 1
-    assert after.cycles_done >= 3
-    assert after.epochs_done[1] >= 12
-
-
-@pytest.mark.slow
-def test_batches_and_schedules_go_on(command, monkeypatch):
-    values = np.random.default_rng(0).normal(size=(20, 16))
-    np.savez(command.folder / "a.npz", a=values, u=values**2)
-    command.write(
-        "data: {path: a.npz}\nhierarchy: {levels: 2, modes: 4, width: 4, layers: 1}\n"
-        "optimizer: {name: multilevel-adam, learning_rate: 1e-2, schedule: cosine}\n"
-        "epochs: [4, 4]\nbatch_size: 6\nevaluation_interval: 1\noutput: out\nloggers: []\n"
-    )
-    ctrl_c_at(monkeypatch, 18)  # three steps per epoch: in the middle of level 1
-    command("run", "config.yaml", "--no-figures", code=130)
-    output = command("resume", "out", "--no-figures")
-    assert "optimizer's state is restored; epochs left per level: [2]" in output
-    assert load_history(command.folder / "out" / "state").num_steps == 24
-
-
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
@@ -257,7 +323,9 @@ def test_an_interrupt_of_a_process_of_its_own(command, tmp_path, number):
         process.stdout.readline()
         process.stdout.close()  # as ``| head -1`` does: the run goes on without a reader
         deadline = time.monotonic() + 300
-        while not (tmp_path / "out" / "state" / "position.json").exists():
+        while not (tmp_path / "out" / "metrics.csv").exists() or not read_rows(
+            tmp_path / "out" / "metrics.csv"
+        ):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -266,12 +334,10 @@ def test_an_interrupt_of_a_process_of_its_own(command, tmp_path, number):
     assert process.returncode == 130, errors
     assert "resume out" in errors
     assert read_status(tmp_path / "out")["status"] == "interrupted"
-    steps = read_position(tmp_path / "out" / "state").step
-    assert steps > 0
+    assert steps_on_disk(tmp_path / "out") == read_status(tmp_path / "out")["steps"] > 0
+    # Only the same run is taken up.
     resolved = tmp_path / "out" / "configuration.resolved.yaml"
     text = resolved.read_text(encoding="utf-8")
     resolved.write_text(text.replace("- 1000000", "- 1"), encoding="utf-8")
-    command("resume", "out", "--no-figures")
-    assert (
-        load_history(tmp_path / "out" / "state").table()["level"].tolist() == [0] * steps + [1] * 5
-    )
+    output = command("resume", "out", "--no-figures", code=2)
+    assert "holds the checkpoint of another run: moves of the cycle" in output

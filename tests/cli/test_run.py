@@ -16,10 +16,10 @@ import pytest
 from flax import nnx
 
 from opifex.cli.model_files import read_model, run_settings
+from opifex.cli.parts import load_history
 from opifex.cli.registry import PROBLEMS
 from opifex.cli.report import seed_folders
 from opifex.cli.run_folder import RunFolder
-from opifex.cli.saved_state import load_history
 from opifex.cli.tasks import ProblemTask
 from opifex.loggers.table_files import read_rows
 from opifex.problems import Poisson
@@ -35,7 +35,7 @@ def test_everything_is_in_the_folder(finished):
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     expected = "configuration.yaml configuration.resolved.yaml versions.json status.json "
     expected += "metrics.csv metrics.parquet steps.csv steps.parquet accounts.json report.html "
-    expected += "model/model.json state/position.json figures/loss-over-work.svg "
+    expected += "model/model.json state/1/0/content/metadata figures/loss-over-work.svg "
     expected += "figures/error-over-work.svg figures/timeline.svg figures/solution.svg "
     expected += "figures/error-spectra.svg spectra.json"
     assert set(expected.split()) <= names
@@ -63,7 +63,7 @@ def test_tables_say_what_happened(finished):
     with (out / "steps.csv").open(encoding="utf-8") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     np.testing.assert_allclose(losses, steps["loss"])
-    history = load_history(out / "state")
+    history = load_history(RunFolder(out))
     np.testing.assert_allclose(losses, history.losses)
     # In units of the finest level, also what was written before that was priced.
     done = history.table()["work"][[row["step"] - 1 for row in rows]]
@@ -217,7 +217,7 @@ def test_bfloat16_is_the_precision_of_the_evaluation_alone(command):
         assert run_settings(folder).dtype == "float32"
         kept = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(read_model(folder)))}
         assert kept == {np.dtype("float32")}
-        first[precision] = load_history(folder.state).losses[0]
+        first[precision] = load_history(folder).losses[0]
     assert first["bfloat16"] != first["float32"]
     assert first["bfloat16"] == pytest.approx(first["float32"], rel=0.2)
 

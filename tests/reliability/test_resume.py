@@ -23,6 +23,7 @@ from opifex.training.multilevel import (
     EarlyStopping,
     Monitor,
     VCycle,
+    saved_history,
 )
 from reliability.strategies import (
     STRATEGIES,
@@ -267,8 +268,26 @@ def test_where_all_are_damaged_a_run_is_refused(kept, tmp_path):
     shutil.copytree(kept[0], folder)
     for entry in entries(folder):
         (entry / "content" / "metadata").write_bytes(b"{}")
-    with pytest.raises(ValueError, match="no checkpoint that can be read"):
-        STRATEGIES["cascade"].run(folder)
+    for read in (STRATEGIES["cascade"].run, saved_history):
+        with pytest.raises(ValueError, match="no checkpoint that can be read"):
+            read(folder)
+
+
+def test_the_record_is_read_without_the_run(kept, tmp_path):
+    source, expected = kept
+    found = saved_history(source)
+    assert 0 < found.num_steps < len(expected["losses"])
+    assert np.array_equal(found.losses, expected["losses"][: found.num_steps])
+    steps = []
+    shutil.copytree(source, tmp_path / "copy")
+    STRATEGIES["cascade"].run(tmp_path / "copy", watch=lambda progress: steps.append(progress.step))
+    assert found.num_steps < steps[0] <= found.num_steps + STRATEGIES["cascade"].every
+
+
+def test_where_nothing_was_saved_there_is_no_record_and_nothing_is_made(tmp_path):
+    assert saved_history(tmp_path) is None
+    assert saved_history(tmp_path / "missing") is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_newer_release_and_another_program_are_refused(tmp_path):

@@ -81,3 +81,16 @@ def test_intervals_add_up_to_the_accounts(clock: Clock) -> None:
         spent = sum(end - start for account, start, end in intervals if account == name)
         assert spent == watch.read(name)
     assert intervals[-1].end == watch.total
+
+
+def test_a_further_time_line_replaces_the_one_it_begins_with(clock: Clock) -> None:
+    """A run in two parts that is taken up: the record of the second holds that of the first, too."""
+    first = [Interval("other", 0.0, 1.0), Interval("training", 1.0, 3.0)]
+    second = [*first, Interval("other", 3.0, 4.0), Interval("training", 4.0, 9.0)]
+    watch = Stopwatch(clock)
+    for seconds, earlier in ((0.5, first), (0.25, second)):
+        with watch.charge("other"):
+            clock.time += seconds
+            watch.resume(earlier)
+    assert watch.intervals == (*second, Interval("other", 9.0, 9.75))
+    assert watch.seconds == {"other": 2.75, "training": 7.0}

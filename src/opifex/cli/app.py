@@ -139,7 +139,7 @@ def resume(
     ] = 0,
     figures: Figures = True,
 ) -> None:
-    """Go on with an interrupted run from its last saved state, or with a finished one for longer."""
+    """Go on with a run that was ended, from its newest checkpoint, or with a finished one for longer."""
     from opifex.cli.training import resume_run
 
     with _errors_for_people():

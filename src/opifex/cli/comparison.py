@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from opifex.cli.errors import CommandError
+from opifex.cli.parts import load_history
 from opifex.cli.report import seed_folders
 from opifex.cli.run_folder import RunFolder
-from opifex.cli.saved_state import load_history
 from opifex.cli.settings import RunSettings
 from opifex.cli.tasks import ERROR
 from opifex.cli.training import start_run
@@ -93,7 +93,7 @@ def run_contestant(contestant: Contestant, console: Console) -> dict[int, Histor
         # Else the second of two runs would find the programs of the first compiled.
         start_run(contestant.settings, contestant.document, console, fresh=True)
     return {
-        seed: load_history(where.state)
+        seed: load_history(where)
         for seed, (_, where) in zip(
             contestant.settings.seeds, seed_folders(folder, contestant.settings), strict=True
         )

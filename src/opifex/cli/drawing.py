@@ -13,9 +13,9 @@ import numpy as np
 
 from opifex.cli.errors import CommandError
 from opifex.cli.model_files import read_model
+from opifex.cli.parts import load_history
 from opifex.cli.registry import make_problem
 from opifex.cli.run_folder import RunFolder
-from opifex.cli.saved_state import load_history
 from opifex.cli.settings import RunSettings
 from opifex.cli.spectra import read_spectra
 from opifex.cli.tasks import ERROR, read_samples
@@ -54,7 +54,7 @@ def draw_run(folder: RunFolder, settings: RunSettings, *, png: bool = False) -> 
     Raises:
         CommandError: if there is nothing to draw, or Matplotlib is missing.
     """
-    history = load_history(folder.state)
+    history = load_history(folder)
     if history.num_steps == 0:
         raise CommandError(f"{folder.path} holds no step yet: there is nothing to draw")
     measured = any(ERROR in evaluation.metrics for evaluation in history.evaluations)

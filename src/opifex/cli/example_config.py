@@ -18,6 +18,7 @@ _ENDING = """\
 seeds: [0] # several, for example [0, 1, 2], run one after the other
 precision: {precision} # float32, float64 or bfloat16
 output: {output} # the run folder
+checkpoint_every: 30 # seconds; resume goes on from the newest checkpoint
 loggers: [tensorboard] # also trackio, wandb, mlflow, where they are installed
 """
 

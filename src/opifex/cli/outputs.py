@@ -57,8 +57,10 @@ def accounts(history: History) -> dict[str, float]:
 
 
 def status_facts(trainer: CascadeTrainer) -> dict[str, Any]:
-    """What the status of a run says of its results."""
+    """What the status of a run says of its results: nothing where there is no step yet."""
     history = trainer.history
+    if not history.num_steps:
+        return {}
     facts: dict[str, Any] = {
         "level": trainer.current_level,
         "steps": history.num_steps,
@@ -66,9 +68,8 @@ def status_facts(trainer: CascadeTrainer) -> dict[str, Any]:
         "seconds": history.wall_seconds,
         "training_seconds": history.seconds,
         "compile_seconds": history.compile_seconds,
+        "loss": float(history.losses[-1]),
     }
-    if history.num_steps:
-        facts["loss"] = float(history.losses[-1])
     if history.evaluations and ERROR in history.evaluations[-1].metrics:
         facts[ERROR] = history.evaluations[-1].metrics[ERROR]
     return facts

@@ -245,12 +245,11 @@ def _made(
     return METHODS[name].make(**given)
 
 
-def make_cycle(settings: StrategySettings, cycles: int | None = None) -> Cycle:
+def make_cycle(settings: StrategySettings) -> Cycle:
     """The order of the levels.
 
     Args:
         settings: the strategy, with ``coarse`` decided.
-        cycles: number of cycles, if not that of the settings.
     """
     kinds: dict[str, type[VCycle]] = {
         "v-cycle": VCycle,
@@ -260,4 +259,4 @@ def make_cycle(settings: StrategySettings, cycles: int | None = None) -> Cycle:
     if settings.name not in kinds:
         return Cascade()
     coarse = "rediscretised" if settings.coarse == "auto" else settings.coarse
-    return kinds[settings.name](cycles=cycles or settings.cycles, coarse=coarse)
+    return kinds[settings.name](cycles=settings.cycles, coarse=coarse)

@@ -13,8 +13,8 @@ from opifex.cli.drawing import Figure, draw_run
 from opifex.cli.errors import CommandError
 from opifex.cli.model_files import run_settings
 from opifex.cli.outputs import accounts, write_tables
+from opifex.cli.parts import load_history
 from opifex.cli.run_folder import RunFolder
-from opifex.cli.saved_state import load_history
 from opifex.cli.settings import RunSettings
 from opifex.training.multilevel import History
 
@@ -50,7 +50,7 @@ def seed_folders(folder: RunFolder, settings: RunSettings) -> list[tuple[str, Ru
         if folder.seed(seed).state.exists()
     ]
     if not found:
-        raise CommandError(f"{folder.path} holds no state of any seed yet")
+        raise CommandError(f"{folder.path} holds no checkpoint of any seed yet")
     return found
 
 
@@ -89,7 +89,7 @@ def write_report(folder: RunFolder) -> None:
     title = folder.path.resolve().name
     parts = [f"<h1>{html.escape(title)}</h1>", _summary(folder)]
     for name, where in seed_folders(folder, settings):
-        history = load_history(where.state)
+        history = load_history(where)
         write_tables(where, history)
         if len(settings.seeds) > 1:
             parts.append(f"<h2>{html.escape(name)}</h2>")

@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        """Folder of the state that ``resume`` starts from."""
+        """Folder of the checkpoints that ``resume`` starts from, with a folder for each part."""
         return self.path / "state"
 
     @property

@@ -27,18 +27,18 @@ def check_loggers(settings: RunSettings) -> None:
         CommandError: if one is.
     """
     try:
-        make_loggers(settings, RunFolder(Path(settings.output)), 0)
+        make_loggers(settings, RunFolder(Path(settings.output)))
     except ImportError as error:
         raise CommandError(f"loggers: {error}") from error
 
 
-def make_loggers(settings: RunSettings, folder: RunFolder, step: int) -> list[Logger]:
+def make_loggers(settings: RunSettings, folder: RunFolder, step: int | None = None) -> list[Logger]:
     """The loggers of a run.
 
     Args:
         settings: the configuration.
         folder: the run folder of one seed.
-        step: steps taken before; later rows of an earlier run are dropped.
+        step: the step from which a run goes on: later rows are dropped. ``None`` drops all.
 
     Raises:
         ImportError: if a package is missing.

@@ -187,12 +187,15 @@ class RunSettings(_Section):
         strategy: the order of the levels.
         optimizer: the method.
         epochs: epochs per level, coarsest first, or one number for each level.
+        further_epochs: epochs on the finest level after all that, in parts; ``resume --more`` adds one.
         batch_size: samples per step; all by default.
         evaluation_interval: epochs from one evaluation to the next; a twentieth of a level by default.
         seeds: random seeds, one run each.
         precision: of parameters and data; ``bfloat16`` evaluates the model in that, and keeps parameters
             and data in single precision.
         output: the run folder; relative paths start where the command is called.
+        checkpoint_every: seconds from one checkpoint to the next: what a run that is killed has to do
+            again at most, see `opifex.training.multilevel.Checkpoints`.
         loggers: where rows go beside the console, CSV and Parquet.
     """
 
@@ -202,11 +205,13 @@ class RunSettings(_Section):
     strategy: StrategySettings = StrategySettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     epochs: Counts = 200
+    further_epochs: list[Count] = []
     batch_size: Count | None = None
     evaluation_interval: Count | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     output: Annotated[str, Field(min_length=1)]
+    checkpoint_every: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     loggers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = ["tensorboard"]
 
     def updated(self, section: str, **changes: Any) -> RunSettings:

@@ -1,4 +1,8 @@
-"""A polite request to end, by a scheduler or a shell, is heeded as Ctrl-C is."""
+"""A polite request to end, by a scheduler or a shell, is heeded as Ctrl-C is.
+
+``fit`` does so by itself. Here it is for all that is done before, between and after: the folder must not
+say that a run goes on which has ended, nor a terminal stay without its cursor.
+"""
 
 from __future__ import annotations
 

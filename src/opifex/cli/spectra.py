@@ -23,13 +23,13 @@ class SpectraLog:
     Args:
         folder: the run folder.
         task: what is trained; without a regular grid nothing is written.
-        step: steps taken before; later spectra of an earlier run are dropped.
+        step: the step from which a run goes on: later spectra are dropped. ``None`` drops all.
     """
 
-    def __init__(self, folder: RunFolder, task: TrainingTask, step: int) -> None:
+    def __init__(self, folder: RunFolder, task: TrainingTask, step: int | None) -> None:
         self._folder, self._task = folder, task
         known = folder.read_json(_FILE).get("spectra", [])
-        self._rows = [row for row in known if row["step"] <= step]
+        self._rows = [] if step is None else [row for row in known if row["step"] <= step]
 
     def __call__(self, progress: LevelProgress) -> None:
         """Add the present spectrum if the visit ends, and is not one that corrects a finer level."""

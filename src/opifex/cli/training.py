@@ -18,6 +18,7 @@ from opifex.cli.seed_run import run_seed
 from opifex.cli.settings import RunSettings
 from opifex.cli.tasks import DataTask, TrainingTask, build_task, held_out_rows
 from opifex.cli.yaml_document import YamlDocument, dump_yaml, read_yaml
+from opifex.storage.files import replace_file
 
 __all__ = ["resume_run", "start_run"]
 
@@ -76,7 +77,7 @@ def resume_run(path: Path, console: Console, *, more: int = 0) -> RunFolder:
         The run folder.
 
     Raises:
-        CommandError: if there is nothing to go on with, or the state does not fit.
+        CommandError: if there is nothing to go on with, or the checkpoints do not fit.
         Interrupted: by Ctrl-C.
     """
     folder = RunFolder(path).require()
@@ -95,24 +96,20 @@ def resume_run(path: Path, console: Console, *, more: int = 0) -> RunFolder:
 
 
 def _prolonged(settings: RunSettings, folder: RunFolder, more: int) -> RunSettings:
-    """The same run with further epochs at its end, as if it had been interrupted there."""
-    if settings.strategy.name not in ("cascade", "finest"):
-        raise CommandError(
-            f"--more goes with cascade or finest, the run is a {settings.strategy.name}"
-        )
-    *coarser, finest = settings.level_epochs
-    settings = settings.model_copy(update={"epochs": [*coarser, finest + more]})
-    _write_resolved(settings, folder)
+    """The same run with a further part at its end, as if it had been interrupted before that."""
+    # First the status: a run that is finished, by that, would never come to its new part.
     for seed in settings.seeds if len(settings.seeds) > 1 else []:
         folder.seed(seed).set_status("interrupted")
     folder.set_status("interrupted")
+    settings = settings.model_copy(update={"further_epochs": [*settings.further_epochs, more]})
+    _write_resolved(settings, folder)
     return settings
 
 
 def _write_resolved(settings: RunSettings, folder: RunFolder) -> None:
     """Write the configuration with everything decided, from which a run is resumed."""
     text = dump_yaml(settings.model_dump(exclude_none=True))
-    folder.configuration.write_text(text, encoding="utf-8")
+    replace_file(folder.configuration, text.encode())
 
 
 def _data_facts(task: DataTask) -> dict[str, Any]:
@@ -147,7 +144,7 @@ def _run_seeds(
             if fresh:
                 jax.clear_caches()
             run_seed(task, seed, where, console, f"seed {seed}" if several else "")
-    except Interrupted as interrupt:
+    except (Interrupted, KeyboardInterrupt) as interrupt:
         folder.set_status("interrupted")
         raise Interrupted(folder.path) from interrupt
     except BaseException as error:

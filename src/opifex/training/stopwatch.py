@@ -40,6 +40,8 @@ class Stopwatch:
         self._open: list[str] = []
         self._since = 0.0
         self._intervals: list[Interval] = []
+        # Where on the time line an earlier process ended.
+        self._earlier = 0.0
 
     @contextmanager
     def charge(self, account: str) -> Iterator[None]:
@@ -70,12 +72,22 @@ class Stopwatch:
     def resume(self, earlier: Iterable[Interval]) -> None:
         """Put the time line of an earlier process before this one's.
 
+        One that was put there before goes: the further one begins with it.
+
         Args:
             earlier: its `intervals`.
         """
-        present, self._intervals, self.seconds = self.intervals, [], {}
-        for account, start, end in (*earlier, *present):
+        own = [
+            (account, end - max(start, self._earlier))
+            for account, start, end in self.intervals
+            if end > self._earlier
+        ]
+        self._intervals, self.seconds = [], {}
+        for account, start, end in earlier:
             self._add(account, end - start)
+        self._earlier = self._intervals[-1].end if self._intervals else 0.0
+        for account, passed in own:
+            self._add(account, passed)
 
     @property
     def intervals(self) -> tuple[Interval, ...]:

@@ -24,7 +24,7 @@ from opifex.optimization import (
 from opifex.training.balancing import Balanced, JacobianBalancing
 from opifex.training.errors import LossExplosionError, NonFiniteLossError
 from opifex.training.multilevel.advisor import ScheduleAdvice, recommend_schedule
-from opifex.training.multilevel.checkpointing import Checkpoints
+from opifex.training.multilevel.checkpointing import Checkpoints, saved_history
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import (
     Cascade,
@@ -176,6 +176,7 @@ __all__ = [
     "restrict_field",
     "restrict_fno_modes",
     "restrict_gradient",
+    "saved_history",
     "scale_by_age_corrected_adam",
     "scale_by_parameter_age",
     "scale_by_width",
