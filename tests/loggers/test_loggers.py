@@ -97,6 +97,21 @@ def test_columns_may_appear_later(tmp_path):
     assert read_rows(tmp_path / "metrics.csv") == [row for _, row in rows]
 
 
+def test_a_table_that_cannot_be_written_anew_stays_as_it_is(tmp_path, monkeypatch):
+    logged(TableLogger(tmp_path))
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    again = TableLogger(tmp_path, keep_until=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(OSError, match="no space"):
+            again.open(INFO)
+    assert read_rows(tmp_path / "metrics.csv") == [row for _, row in ROWS]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("keep_until", "steps"), [(None, [5]), (0, [5]), (1, [1, 5]), (3, [1, 3, 5])]
 )

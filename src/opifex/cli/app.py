@@ -168,8 +168,9 @@ def compare(
     figures: Figures = True,
 ) -> None:
     """Run configurations or strategies side by side; ratio of their times to an equal error."""
-    from opifex.cli.comparison import compare_histories, run_contestant, write_rows
+    from opifex.cli.comparison import compare_histories, run_contestant
     from opifex.cli.drawing import draw_comparison
+    from opifex.loggers.table_files import write_rows
 
     with _errors_for_people():
         contestants = _contestants(configs, strategies, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ __all__ = [
     "comparison_rows",
     "run_contestant",
     "variants",
-    "write_rows",
 ]
 
 
@@ -184,12 +182,3 @@ def comparison_rows(runs: dict[str, dict[int, History]], target: float) -> list[
 def _median(values: Sequence[float]) -> float:
     # Half of the runs without a time means none: the lower of two middle ones would hide it.
     return float(np.quantile(values, 0.5, method="higher"))
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows as CSV to a path, whose folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from opifex.cli.run_folder import RunFolder
 from opifex.cli.tasks import ERROR
 from opifex.loggers import RunInfo, TableLogger
-from opifex.loggers.table_files import read_rows
+from opifex.loggers.table_files import read_rows, write_rows
 from opifex.training.multilevel import CascadeTrainer, History
 
 __all__ = ["accounts", "last_words", "status_facts", "write_summary", "write_tables"]
@@ -38,11 +38,13 @@ def write_tables(folder: RunFolder, history: History) -> None:
     if (folder.path / "metrics.csv").exists():
         work = np.concatenate([[0.0], table["work"]])
         rows = read_rows(folder.path / "metrics.csv")
-        metrics = TableLogger(folder.path)
+        steps = [min(int(row["step"]), len(work) - 1) for row in rows]
+        write_rows(
+            folder.path / "metrics.csv",
+            [{**row, "work": float(work[n])} for row, n in zip(rows, steps, strict=True)],
+        )
+        metrics = TableLogger(folder.path, keep_until=max(steps, default=0))
         metrics.open(RunInfo(folder.path.name))
-        for row in rows:
-            step = int(row["step"])
-            metrics.log(step, {**row, "work": float(work[min(step, len(work) - 1)])})
         metrics.close("finished")
 
 
@@ -96,9 +98,6 @@ def write_summary(folder: RunFolder, seeds: Sequence[int]) -> None:
     for seed in seeds:
         facts = folder.seed(seed).read_json("status.json")
         rows.append({"seed": seed, **{n: facts[n] for n in columns if n in facts}})
-    with (folder.path / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder.path / "summary.csv", rows)
     medians = {n: float(np.median([row[n] for row in rows])) for n in rows[0] if n != "seed"}
     folder.write_json("summary.json", {"seeds": rows, "median": medians})

@@ -4,7 +4,8 @@ A `Logger` is opened with a `RunInfo`, given one flat row per evaluation interva
 outcome. `Reporter` is the bridge to training: an ordinary callback of
 `opifex.training.multilevel.Monitor` that makes the rows and hands them to any number of loggers.
 
-The room may import `opifex.core` and `opifex.training`; nothing but `opifex.cli` imports it.
+The room may import `opifex.core`, `opifex.storage` and `opifex.training`; nothing but `opifex.cli`
+imports it.
 """
 
 from opifex_multilevel import require_own_package

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from opifex.core.optional import optional_module
 from opifex.loggers.protocol import Outcome, Row, RunInfo
+from opifex.storage.files import replace_file
 
-__all__ = ["TableLogger", "read_rows"]
+__all__ = ["TableLogger", "read_rows", "write_rows"]
 
 
 class TableLogger:
@@ -59,22 +63,18 @@ class TableLogger:
     def open(self, info: RunInfo) -> None:
         """Make the folder, and take up what is there or begin afresh."""
         del info
-        self._csv.parent.mkdir(parents=True, exist_ok=True)
         self._rows = []
         if self._keep_until is not None and self._csv.exists():
             kept = read_rows(self._csv)
             self._rows = [row for row in kept if row.get("step", 0) <= self._keep_until]
-        self._columns = _columns(self._rows)
-        self._rewrite()
+        self._columns = write_rows(self._csv, self._rows)
 
     def log(self, step: int, row: Row) -> None:
         """Append a row."""
         del step
         self._rows.append(dict(row))
-        new = [name for name in row if name not in self._columns]
-        if new:
-            self._columns += new
-            self._rewrite()
+        if any(name not in self._columns for name in row):
+            self._columns = write_rows(self._csv, self._rows)
             return
         with self._csv.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(self._rows[-1])
@@ -90,12 +90,26 @@ class TableLogger:
         columns = {name: [row.get(name) for row in self._rows] for name in self._columns}
         pyarrow.parquet.write_table(pyarrow.table(columns), self._parquet)
 
-    def _rewrite(self) -> None:
-        with self._csv.open("w", newline="", encoding="utf-8") as file:
-            if self._columns:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(self._rows)
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Write a CSV file in one piece, so that a program that is killed leaves the old or the new one.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        rows: one dictionary per row; what a row lacks is empty.
+
+    Returns:
+        The columns, in the order in which they appear.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    if columns:
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, text.getvalue().encode())
+    return columns
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, float]]:
@@ -116,7 +130,3 @@ def _number(text: str) -> float:
         return int(text)
     except ValueError:
         return float(text)
-
-
-def _columns(rows: list[dict[str, float]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
