@@ -83,6 +83,7 @@ def load_history(folder: RunFolder) -> History:
     found = history_so_far(folder)
     if found is None:
         raise CommandError(
-            f"{folder.path} holds no checkpoint yet: opifex-multilevel resume begins where there is none"
+            f"{folder.path} holds no checkpoint yet: the first one is written checkpoint_every seconds "
+            "after the start, or when the run ends"
         )
     return found
