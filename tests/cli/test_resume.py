@@ -288,6 +288,22 @@ def test_damaged_checkpoints_are_passed_over_or_named(command, monkeypatch):
         assert "no checkpoint that can be read" in command(*arguments, code=2)
 
 
+def test_a_report_leaves_the_rows_alone_while_a_run_adds_some(command, monkeypatch):
+    command.write(POISSON)
+    ctrl_c_at(monkeypatch, 6)
+    command("run", "config.yaml", "--no-figures", code=130)
+    out = RunFolder(command.folder / "out")
+    out.set_status("running")
+    before = (out.path / "metrics.csv").stat()
+    command("report", "out")
+    after = (out.path / "metrics.csv").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    out.set_status("interrupted")
+    command("report", "out")
+    work = [row["work"] for row in read_rows(out.path / "metrics.csv")]
+    assert work == load_history(out).table()["work"][[1, 3, 5]].tolist()
+
+
 def test_seeds_that_are_finished_are_not_run_again(command, monkeypatch):
     command.write(POISSON + "seeds: [1, 2]\n")
     reports = []

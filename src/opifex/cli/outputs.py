@@ -16,11 +16,11 @@ from opifex.loggers import RunInfo, TableLogger
 from opifex.loggers.table_files import read_rows, write_rows
 from opifex.training.multilevel import CascadeTrainer, History
 
-__all__ = ["accounts", "last_words", "status_facts", "write_summary", "write_tables"]
+__all__ = ["accounts", "last_words", "price_rows", "status_facts", "write_summary", "write_tables"]
 
 
 def write_tables(folder: RunFolder, history: History) -> None:
-    """Write ``steps.csv``, ``steps.parquet`` and ``accounts.json``, and put ``metrics.csv`` right.
+    """Write ``steps.csv``, ``steps.parquet`` and ``accounts.json``.
 
     Args:
         folder: the run folder.
@@ -34,18 +34,29 @@ def write_tables(folder: RunFolder, history: History) -> None:
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
     folder.write_json("accounts.json", accounts(history))
-    # Rows of coarse levels were written when a step of the finest level had not been priced yet.
-    if (folder.path / "metrics.csv").exists():
-        work = np.concatenate([[0.0], table["work"]])
-        rows = read_rows(folder.path / "metrics.csv")
-        steps = [min(int(row["step"]), len(work) - 1) for row in rows]
-        write_rows(
-            folder.path / "metrics.csv",
-            [{**row, "work": float(work[n])} for row, n in zip(rows, steps, strict=True)],
-        )
-        metrics = TableLogger(folder.path, keep_until=max(steps, default=0))
-        metrics.open(RunInfo(folder.path.name))
-        metrics.close("finished")
+
+
+def price_rows(folder: RunFolder, history: History) -> None:
+    """Put the work in ``metrics.csv`` and ``metrics.parquet`` right.
+
+    Rows of coarse levels were written when a step of the finest level had not been priced yet. Not for
+    a run that goes on: rows that it adds meanwhile would be lost.
+
+    Args:
+        folder: the run folder.
+        history: the record of the run.
+    """
+    path = folder.path / "metrics.csv"
+    if not path.exists():
+        return
+    work = np.concatenate([[0.0], history.table()["work"]])
+    rows = read_rows(path)
+    steps = [min(int(row["step"]), len(work) - 1) for row in rows]
+    priced = [{**row, "work": float(work[n])} for row, n in zip(rows, steps, strict=True)]
+    write_rows(path, priced)
+    metrics = TableLogger(folder.path, keep_until=int(max((r["step"] for r in rows), default=0)))
+    metrics.open(RunInfo(folder.path.name))
+    metrics.close("finished")
 
 
 def accounts(history: History) -> dict[str, float]:

@@ -12,7 +12,7 @@ import jax
 from opifex.cli.drawing import Figure, draw_run
 from opifex.cli.errors import CommandError
 from opifex.cli.model_files import run_settings
-from opifex.cli.outputs import accounts, write_tables
+from opifex.cli.outputs import accounts, price_rows, write_tables
 from opifex.cli.parts import load_history
 from opifex.cli.run_folder import RunFolder
 from opifex.cli.settings import RunSettings
@@ -91,6 +91,8 @@ def write_report(folder: RunFolder) -> None:
     for name, where in seed_folders(folder, settings):
         history = load_history(where)
         write_tables(where, history)
+        if where.status != "running":
+            price_rows(where, history)
         if len(settings.seeds) > 1:
             parts.append(f"<h2>{html.escape(name)}</h2>")
         parts += [_levels(history), *map(_figure, figures[name]), _accounts(history)]

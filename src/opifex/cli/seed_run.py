@@ -7,7 +7,7 @@ from rich.console import Console
 
 from opifex.cli.display import shown
 from opifex.cli.errors import CommandError, Interrupted
-from opifex.cli.outputs import last_words, status_facts, write_tables
+from opifex.cli.outputs import last_words, price_rows, status_facts, write_tables
 from opifex.cli.parts import Part, history_so_far, parts_of
 from opifex.cli.registry import make_optimizer
 from opifex.cli.run_folder import RunFolder
@@ -102,6 +102,7 @@ def run_seed(task: TrainingTask, seed: int, folder: RunFolder, console: Console,
             folder.set_status("failed", reason=str(error), **status_facts(trainer))
             raise CommandError(f"training failed: {error}") from error
         write_tables(folder, trainer.history)
+        price_rows(folder, trainer.history)
         try:
             task.save_model(trainer.model, folder.model)
         except (ImportError, OSError, ValueError) as error:  # a checkpoint holds the model, too
