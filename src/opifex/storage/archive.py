@@ -6,6 +6,7 @@ arrays are and a checksum of each, so that an entry that can be read is the one 
 
 from __future__ import annotations
 
+import importlib
 import json
 import warnings
 import zlib
@@ -16,7 +17,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from opifex.core.optional import optional_module
 
 __all__ = ["Archive", "UnreadableError", "checksum"]
 
@@ -45,11 +45,11 @@ class Archive:
         keep: how many.
 
     Raises:
-        ImportError: if Orbax is not installed.
     """
 
     def __init__(self, folder: Path, kind: str, keep: int) -> None:
-        self._orbax: Any = optional_module("orbax.checkpoint", "data", "saving checkpoints")
+        # Imported here, since it takes a second, which runs without checkpoints need not wait.
+        self._orbax: Any = importlib.import_module("orbax.checkpoint")
         self.folder, self._kind = folder.absolute(), kind
         self._manager = self._orbax.CheckpointManager(
             self.folder,
