@@ -17,7 +17,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-
 __all__ = ["Archive", "UnreadableError", "checksum"]
 
 _VERSION = 1
@@ -43,8 +42,6 @@ class Archive:
         folder: where; made if it is not there.
         kind: what the entries are; those of another kind are refused.
         keep: how many.
-
-    Raises:
     """
 
     def __init__(self, folder: Path, kind: str, keep: int) -> None:
