@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import tempfile
 import traceback
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import grain
 import jax
@@ -477,6 +479,46 @@ def check_streamed_batches():
     for mesh, options in ((flat_mesh(), {}), (flat_mesh(2), {"parts": 4})):
         shared = trained(Placement(mesh, **options), data=data(), **settings)
         assert_equal(shared, alone, bound())
+
+
+def check_another_number_of_devices():
+    """A run on four devices goes on on any number of them, with the same steps."""
+
+    def stop(progress):
+        if progress.epoch == 2:
+            raise ConnectionError
+
+    def run(devices, **settings):
+        placement = devices and Placement(flat_mesh(devices), parts=NUMBER)
+        settings = {"models": [network()], "epochs": [4], **settings}
+        return trained(placement, **settings)
+
+    steps = 4 * SAMPLES // BATCH
+    with tempfile.TemporaryDirectory() as folder:
+        # Full batches know no parts, so that a run may also go on without a placement.
+        for batch_size, others in ((BATCH, (8, 4, 2, 1)), (None, (1, None))):
+            kept, copy = Path(folder) / str(batch_size), Path(folder) / "copy"
+            whole = run(4, batch_size=batch_size)
+            monitor = Monitor(every=1, callbacks=[stop])
+            with pytest.raises(ConnectionError):
+                run(4, batch_size=batch_size, checkpoint=Checkpoints(kept), monitor=monitor)
+            for devices in others:
+                shutil.copytree(kept, copy)
+                resumed = run(
+                    devices, batch_size=batch_size, checkpoint=Checkpoints(copy), resume="auto"
+                )
+                shutil.rmtree(copy)
+                assert_equal(resumed, whole, 0.0 if devices == 4 else bound(steps))
+                assert {leaf.sharding.num_devices for leaf in variables(resumed)} == {devices or 1}
+        with pytest.raises(
+            ValueError, match=r"parts of the samples: \(entry 0\) 8 there and 1 here"
+        ):
+            run(
+                None,
+                batch_size=BATCH,
+                checkpoint=Checkpoints(Path(folder) / str(BATCH)),
+                resume="auto",
+            )
 
 
 def check_surrounding_mesh():

@@ -38,20 +38,32 @@ def _digest(document: Any) -> int:
 class Archive:
     """Entries in a folder, of which the newest are kept.
 
+    Of several processes the first one alone has it, and waits for no other: Orbax writes arrays of the
+    host in that one only.
+
     Args:
         folder: where; made if it is not there.
         kind: what the entries are; those of another kind are refused.
         keep: how many.
+
+    Raises:
+        OSError: if the folder cannot be made.
     """
 
     def __init__(self, folder: Path, kind: str, keep: int) -> None:
         # Imported here, since it takes a second, which runs without checkpoints need not wait.
         self._orbax: Any = importlib.import_module("orbax.checkpoint")
         self.folder, self._kind = folder.absolute(), kind
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._manager = self._orbax.CheckpointManager(
             self.folder,
             options=self._orbax.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False
+                max_to_keep=keep,
+                create=False,  # not allowed with the next
+                enable_async_checkpointing=False,
+                multiprocessing_options=self._orbax.options.MultiprocessingOptions(
+                    active_processes={0}
+                ),
             ),
         )
 

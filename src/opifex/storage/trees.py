@@ -62,10 +62,9 @@ def _like(name: str, leaf: Any, value: np.ndarray | None) -> Any:
             f"{name} must be {wanted.dtype.name}{list(wanted.shape)}, it is "
             f"{value.dtype.name}{list(value.shape)}"
         )
-    found: Any = jnp.asarray(value)
+    placed = getattr(leaf, "committed", False)
+    found = jax.device_put(value, leaf.sharding) if placed else jnp.asarray(value)
     if is_key(leaf):
         impl = jax.random.key_impl(leaf) if isinstance(leaf, jax.Array) else None
         found = jax.random.wrap_key_data(found, impl=impl)
-    if getattr(leaf, "committed", False):
-        found = jax.device_put(found, leaf.sharding)
     return found

@@ -30,7 +30,7 @@ def waited(future: Future[Result], check: Callable[[], None]) -> Result:
 
 
 class Interruptible:
-    """Within this context the first Ctrl-C is only noted; `check` raises it at a safe point.
+    """Within this context the first Ctrl-C is only noted; `asked` tells of it at a safe point.
 
     A second Ctrl-C is raised at once. Outside of the main thread, or where another handler than
     Python's own is installed, nothing changes. SIGTERM is treated likewise where a program has given it
@@ -38,10 +38,12 @@ class Interruptible:
 
     Args:
         terminable: whether SIGTERM is treated likewise also where it would end the process at once.
+        decide: makes of what was noted here what is done about it: several processes stop together.
     """
 
-    def __init__(self, *, terminable: bool = False) -> None:
+    def __init__(self, *, terminable: bool = False, decide: Callable[[bool], bool] = bool) -> None:
         self._noted = False
+        self._decide = decide
         self._terminable = terminable
         self._installed: dict[signal.Signals, Any] = {}
 
@@ -64,16 +66,17 @@ class Interruptible:
         """Give it back; an interrupt that nobody has checked for is raised now."""
         for number, handler in self._installed.items():
             signal.signal(number, handler)
-        if kind is None:
-            self.check()
+        if kind is None and self.asked():
+            raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._noted:
             signal.default_int_handler(number, frame)
         self._noted = True
 
-    def check(self, kept: str = "") -> None:
-        """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed, with a word on what was kept."""
-        if self._noted:
-            self._noted = False
-            raise KeyboardInterrupt(kept) if kept else KeyboardInterrupt
+    def asked(self) -> bool:
+        """Whether Ctrl-C was pressed since this was asked last."""
+        if not self._decide(self._noted):
+            return False
+        self._noted = False
+        return True

@@ -27,12 +27,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from opifex.core.checks import check_nonnegative, check_positive_int
 
-__all__ = ["LevelPlacement", "Placement", "Put", "agreed", "moved", "shape_on"]
+__all__ = ["LevelPlacement", "Placement", "Put", "moved", "shape_on"]
 
 Put = Callable[[Any, NamedSharding], Any]
 """What to do with a leaf and where it belongs: move it there, say so to the compiler, or note it."""
@@ -57,17 +56,6 @@ def moved(leaf: Any, sharding: NamedSharding) -> jax.Array:
         numbers = moved(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
     return jax.device_put(np.asarray(leaf), sharding)
-
-
-def agreed(number: int) -> int:
-    """A number that all processes of a cluster use: that of the first, which may have timed it.
-
-    Args:
-        number: what this process would use.
-    """
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 
 
 def shape_on(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

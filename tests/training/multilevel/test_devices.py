@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,11 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-import two_processes
+import several_processes
 from eight_devices import ADAM, ENVIRONMENT, loss, program
 from opifex.training.multilevel import MultilevelConfig
 from opifex.training.placement import Placement
+from several_processes import finished, started
 from tolerances import distance, rounding
 
 TESTS = Path(__file__).parents[2]
@@ -30,6 +30,7 @@ QUICK = [
     "parameters_in_pieces",
 ]
 SLOW = [
+    "another_number_of_devices",
     "arrays_closed_over",
     "balanced_terms",
     "checkpoints",
@@ -80,29 +81,9 @@ def test_eight_devices_in_all_kinds_of_training(slow, name):
 @pytest.mark.slow
 def test_two_processes_train_together():
     """Each with four devices, as on a cluster; one of the levels uses four of the eight."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    surroundings = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "two_processes.py"), number, port],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=surroundings,
-        )
-        for number in ("0", "1")
-    ]
-    said = [process.communicate() for process in processes]
-    assert not any(process.returncode for process in processes), said
-    both = [json.loads(text[text.rindex("[") :]) for text, _ in said]
+    both = finished(started(2, 4, "losses"))
     assert both[0] == both[1]
-    alone = two_processes.losses(MESH)
+    alone = several_processes.losses(MESH)
     # Sums of the 64 samples in another order, in sixteen steps that pass their errors on.
     most = rounding(np.float32, operations=64, condition=16)
     assert distance(both[0], alone) <= most

@@ -82,8 +82,9 @@ def interpolate(run: Run, programs: Programs, level: int) -> None:
     Raises:
         TransferError: if the transfer does not keep the function that it promises to keep.
     """
-    task, coarse = run.task, run.state.levels[level - 1]
-    models = coarse.model, run.state.levels[level].model
+    task = run.task
+    coarse, fine = (run.state.levels[n].whole(task.places[n]) for n in (level - 1, level))
+    models = coarse.model, fine.model
     new_model = interpolated(task.transfer, *models, loss=run.last_loss)
     moved = None
     if coarse.smoother is not None:

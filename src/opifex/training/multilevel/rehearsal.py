@@ -60,5 +60,6 @@ def _transfer(run: Run, move: Interpolate | Restrict, coarse: int) -> None:
     if isinstance(move, Restrict):
         run.plan(coarse, fine)
     elif levels[fine] is run.state.levels[fine]:
-        pair = levels[coarse].model, levels[fine].model
-        levels[fine] = LevelState.of(interpolated(run.task.transfer, *pair, loss=1.0))
+        models = [levels[n].whole(run.task.places[n]).model for n in (coarse, fine)]
+        new = interpolated(run.task.transfer, models[0], models[1], loss=1.0)
+        levels[fine] = LevelState.of(new)

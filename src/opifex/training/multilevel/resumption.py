@@ -34,7 +34,7 @@ def _identity(run: Run) -> dict[str, Any]:
 
     def content(leaf: Any) -> int:
         if id(leaf) not in numbers:
-            numbers[id(leaf)] = checksum(on_host(leaf))
+            numbers[id(leaf)] = checksum(on_host(run.processes.whole(leaf)))
         return numbers[id(leaf)]
 
     plain = {
@@ -48,6 +48,11 @@ def _identity(run: Run) -> dict[str, Any]:
         "coarse objective": run.cycle.coarse,
         "batches": [one._asdict() for one in task.sampling],
         "batches of a window": [stream.size for stream in task.streams],
+        # What is drawn depends on them, and nothing else on how devices share the work.
+        "parts of the samples": [
+            place.parts if place is not None and one.batch_size else 1
+            for place, one in zip(task.places, task.sampling, strict=True)
+        ],
         "key": on_host(state.key).tolist(),
         "data": _shapes(state.data),
         "numbers of the data": [content(leaf) for leaf in jax.tree.leaves(state.data)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from opifex.training.multilevel.transfer import Transfer, TransferPlan, plan_tra
 from opifex.training.multilevel.weights import Weights
 from opifex.training.objective import Objective, kept_program
 from opifex.training.placement import LevelPlacement
+from opifex.training.processes import Processes
 from opifex.training.smoother import DampedSmoother, Smoother
 
 __all__ = ["Run", "Task"]
@@ -78,8 +79,9 @@ class Run:
         task: what is trained.
         history: record to append to.
         keep_state: called with every new state. Whatever ends the run, the last one it got is good.
-        interruptible: knows whether Ctrl-C was pressed.
+        interruptible: knows whether Ctrl-C was pressed, in one of the processes.
         recorder: keeps the run on disk, or ``None``.
+        processes: that carry it out together.
         identity: what a run must have in common with this one to take up its checkpoints.
         stopped: whether a callback has ended the run.
         last_loss: of the last step, ``None`` before the first one.
@@ -92,6 +94,7 @@ class Run:
     history: History
     keep_state: Callable[[RunState], None]
     recorder: Recorder | None = None
+    processes: Processes = field(default_factory=Processes)
     identity: Mapping[str, Any] | None = None
     stopped: bool = False
     last_loss: float | None = None
@@ -108,7 +111,9 @@ class Run:
         self.damping: dict[int, float] = {}
         self._plans: dict[tuple[int, int], TransferPlan] = {}
         # Where nothing is kept on disk, a request to terminate is none of ours.
-        self.interruptible = Interruptible(terminable=self.recorder is not None)
+        self.interruptible = Interruptible(
+            terminable=self.recorder is not None, decide=self.processes.any
+        )
 
     @property
     def finest(self) -> int:
@@ -159,11 +164,21 @@ class Run:
             saved = self.recorder.offer(partial(self._content, point))
         self._unsaved = None if saved else point
 
-    def close(self) -> None:
-        """Keep the last place on disk, if that is not done yet, and wait for it."""
-        if self.recorder is not None:
-            point, self._unsaved = self._unsaved, None
-            self.recorder.close(None if point is None else partial(self._content, point))
+    def close(self, *, alone: bool = False) -> None:
+        """Keep the last place on disk, if that is not done yet, and wait for it.
+
+        Args:
+            alone: whether other processes may be elsewhere. They cannot help to save then: what was
+                saved last stays.
+        """
+        recorder, self.recorder = self.recorder, None
+        point, self._unsaved = self._unsaved, None
+        if recorder is None:
+            return
+        if alone and self.processes.several:
+            recorder.leave()
+        else:
+            recorder.close(None if point is None else partial(self._content, point))
 
     def _content(self, point: Point) -> tuple[dict[str, Any], dict[str, Any]]:
         record, losses = self.history.to_record(point.mark)
@@ -171,10 +186,17 @@ class Run:
         more = {"record": record, "identity": self.identity, "versions": versions()}
         return leaves, point.document() | more
 
-    def check_interrupt(self) -> None:
-        """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed; all is kept."""
+    def check_interrupt(self, *, alone: bool = False) -> None:
+        """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed; all is kept.
+
+        Args:
+            alone: whether other processes may be elsewhere: they are not left then.
+        """
+        if (alone and self.processes.several) or not self.interruptible.asked():
+            return
+        self.close()
         level, steps = self.state.level, self.history.num_steps
-        self.interruptible.check(
+        raise KeyboardInterrupt(
             f"training interrupted; level {level} and all {steps} steps are kept"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from opifex.training.multilevel.observation import Observation
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.stay import Anchor, Dues, Place, Stay
-from opifex.training.placement import agreed
 from opifex.training.smoother import initial_state, moves_nothing
 
 __all__ = ["Smoothing"]
@@ -239,7 +239,7 @@ class Smoothing:
             loop = self._programs.loop(*key)
             if self._run.task.config.compile_ahead:
                 self._programs.trace_ahead()  # while the thread compiles the present one
-            loop.wait(self._run.check_interrupt)
+            loop.wait(partial(self._run.check_interrupt, alone=True))
         return loop
 
     def _start(self, level: int, owner: int) -> Place:
@@ -267,14 +267,13 @@ class Smoothing:
         # One step tells how long steps take; it is one until then.
         known = self._programs.seconds.get(key, _CALL_SECONDS)
         steps = min(CAPACITY, max(1, int(_CALL_SECONDS / max(known, 1e-9))))
-        return steps if self._run.task.places[key[1]] is None else agreed(steps)
+        return self._run.processes.number(lambda: steps)
 
     def _read(self, place: Place, stream: int) -> tuple[Place, int]:
         """The same place with the batches that come next, and how many they are."""
         reader, objective = self._run.task.streams[stream], place.objective
-        data, there = reader.at(
-            int(place.loop.step), objective.placement, self._run.check_interrupt
-        )
+        check = partial(self._run.check_interrupt, alone=True)
+        data, there = reader.at(int(place.loop.step), objective.placement, check)
         return place._replace(objective=objective.at(data=data)), there
 
     def _redraw(self, place: Place) -> Place:

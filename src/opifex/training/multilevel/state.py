@@ -60,6 +60,16 @@ class LevelState(NamedTuple):
         rest, balance = placement.whole((self.rest, self.balance))
         return LevelState(self.graphdef, params, rest, smoother, balance)
 
+    def whole(self, placement: LevelPlacement | None) -> LevelState:
+        """The same state with every array on all devices, as transfers need it, which read them.
+
+        Args:
+            placement: of the level, or ``None``.
+        """
+        if placement is None or placement.model_axis is None:
+            return self
+        return LevelState(self.graphdef, *placement.whole(tuple(self)[1:]))
+
     @property
     def model(self) -> nnx.Module:
         """A new model with these values."""

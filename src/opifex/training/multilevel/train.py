@@ -32,8 +32,10 @@ def train(run: Run) -> None:
         with run.interruptible:
             try:
                 _carry_out(run, Programs(run, executor))
-            finally:
-                run.close()
+            except BaseException:
+                run.close(alone=True)
+                raise
+            run.close()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 

@@ -38,6 +38,7 @@ from opifex.training.multilevel.train import train
 from opifex.training.multilevel.transfer import Transfer, prolongate_preserving
 from opifex.training.objective import LossFunction, check_loss, count_parameters
 from opifex.training.placement import LevelPlacement, Placement
+from opifex.training.processes import Processes
 
 __all__ = ["CascadeTrainer", "LevelFlag"]
 
@@ -312,7 +313,8 @@ class CascadeTrainer:
             TypeError: if an argument has the wrong type.
             ValueError: if a value is out of range, by default nothing is left to train, or the folder
                 of ``checkpoint`` holds those of another run, only damaged ones, or any while ``resume``
-                is ``None``; or there is a ``checkpoint`` and more than one process.
+                is ``None``; or there are several processes, and the run is one of this process alone
+                or of some of them.
             ImportError: if there is a ``checkpoint``, and Orbax is not installed (``[data]``).
             NonFiniteLossError: if training diverges.
             LossExplosionError: if the loss grows beyond what ``config.faults`` allows.
@@ -352,6 +354,7 @@ class CascadeTrainer:
             given: Any = resampled.data if resampled else data
             placement = self.config.placement or Placement.found(given)
             spread = placement is not None
+            processes = Processes.of(placement.mesh) if placement else Processes()
             prepared = prepared_data(given, self.num_levels, batch_size, spread=spread)
             batches = (0,) * len(prepared.streams)
             run: Run | None = None
@@ -393,10 +396,12 @@ class CascadeTrainer:
                 if places[0] is not None:
                     now = places[0].whole(now)
                 state = RunState(start, tuple(levels), prepared.arrays, now, batches=batches)
-                recorder = _recorder(checkpoint, resume)
+                recorder = _recorder(checkpoint, resume, processes)
                 self.history.begin()
                 self._placement = placement
-                run = Run(state, order, moves, task, self.history, self._keep, recorder)
+                run = Run(
+                    state, order, moves, task, self.history, self._keep, recorder, processes
+                )
                 with placement.active() if placement else nullcontext():
                     train(run)
             except ValueError as error:
@@ -445,18 +450,20 @@ def _check_checkpoint(checkpoint: Checkpoints | None, resume: Resume) -> None:
             raise ValueError(f"resume={resume!r} needs a checkpoint to go on from, got none")
     if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
         raise TypeError(f"checkpoint must be a Checkpoints, got {checkpoint!r}")
-    if checkpoint is not None and jax.process_count() > 1:
-        raise ValueError(
-            f"checkpoint is for runs of one process, here are {jax.process_count()}: what several of "
-            "them share is not written yet"
-        )
 
 
-def _recorder(checkpoint: Checkpoints | None, resume: Resume) -> Recorder | None:
+def _recorder(
+    checkpoint: Checkpoints | None, resume: Resume, processes: Processes
+) -> Recorder | None:
     """What keeps a run on disk, if it is to be kept."""
     if checkpoint is None:
         return None
-    recorder = Recorder(checkpoint)
+    if jax.process_count() > 1 and not processes.several:
+        raise ValueError(
+            f"checkpoint is for a run that all {jax.process_count()} processes share: give a placement "
+            "with the devices of all of them"
+        )
+    recorder = Recorder(checkpoint, processes)
     if resume is None and not recorder.empty:
         recorder.close(None)
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from opifex.training.multilevel.checkpointing.checkpoints import Checkpoints
 from opifex.training.multilevel.checkpointing.recorder import Recorder
 from opifex.training.multilevel.history import History
+from opifex.training.processes import Processes
 
 __all__ = ["saved_history"]
 
@@ -50,7 +51,7 @@ def saved_history(folder: str | os.PathLike[str]) -> History | None:
     checkpoints = Checkpoints(folder)
     if not Path(folder).is_dir():
         return None
-    recorder = Recorder(checkpoints)
+    recorder = Recorder(checkpoints, Processes())
     try:
         found = recorder.newest()
     finally:
