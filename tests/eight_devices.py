@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import grain
 import jax
@@ -48,7 +49,7 @@ from opifex.training.multilevel import (
 )
 from opifex.training.objective import Objective, split_model
 from opifex.training.placement import Placement, shape_on
-from opifex.training.smoother import as_smoother
+from opifex.training.smoother import LeastSquaresSmoother, as_smoother
 from tolerances import distance, rounding
 
 NUMBER = 8
@@ -316,6 +317,50 @@ def check_levenberg_marquardt():
     for pair in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
         scale = float(jnp.linalg.norm(start.start))
         assert distance(*pair, scale=scale) <= most / smallest
+
+
+class Watched(LevenbergMarquardt):
+    """Remembers the sizes for which it was asked."""
+
+    sizes: ClassVar[list] = []
+
+    def step_memory(self, size):
+        self.sizes.append(size)
+        return super().step_memory(size)
+
+
+def check_memory_of_shared_rows():
+    """What each device holds is judged, and is what the compiler says within a factor of two."""
+    graphdef, params, rest = split_model(precise(MLP(2, 1, [16, 16], rngs=nnx.Rngs(0))))
+    solver = Watched(geodesic_acceleration=False)
+    totals = {}
+    for devices in (1, NUMBER):
+        for counts in ((4096, 2048), (64, 64)):  # more residuals than parameters, and fewer
+            points = tuple(
+                jnp.asarray(np.random.default_rng(0).uniform(size=(n, 2))) for n in counts
+            )
+            place = Placement(flat_mesh(devices)).at(0, max(counts), 1)
+            objective = Objective(TERMS, graphdef, points, rest, placement=place).placed()
+            smoother = LeastSquaresSmoother(solver, memory_limit=1)
+            with pytest.raises(MemoryError) as error:
+                smoother.check(objective, params)
+            assert (f"on each of {devices} devices" in str(error.value)) == (devices > 1)
+            estimate = solver.step_memory(solver.sizes[-1])
+            totals[devices, counts] = estimate.total
+            # What is enough for the share of a device is enough.
+            LeastSquaresSmoother(solver, estimate.total).check(objective, params)
+            step = jax.jit(
+                lambda objective, state, s=smoother: s.step(objective, params, state)[:3]
+            )
+            state = place.whole(smoother.init(params))
+            found = step.lower(objective, state).compile().memory_analysis()
+            assert 0.5 <= estimate.arrays / found.temp_size_in_bytes <= 2, (
+                devices,
+                counts,
+                estimate,
+                found.temp_size_in_bytes,
+            )
+    assert totals[NUMBER, (4096, 2048)] < 0.5 * totals[1, (4096, 2048)]
 
 
 def check_bad_sizes():

@@ -18,12 +18,23 @@ def test_the_job_of_slurm():
     (script,) = blocks("bash")
     first, *lines = script.splitlines()
     assert first == "#!/bin/bash"
-    options = dict(line.split(" --")[1].split("=", 1) for line in lines if line[:7] == "#SBATCH")
+    options = dict(
+        line.split(" --")[1].partition("=")[::2] for line in lines if line[:7] == "#SBATCH"
+    )
     # One process for each device.
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert int(options["nodes"]) > 1
     assert re.fullmatch(r"\d\d:\d\d:\d\d", options["time"])
     assert any(re.match(r"srun .*python train\.py$", line) for line in lines)
+    # To the processes, not to the script: a signal after which a run is saved and started again.
+    assert re.fullmatch(r"TERM@\d+", options["signal"])
+    assert "requeue" in options
+    assert f"if [ -e {asked_for_again()} ]; then" in lines
+
+
+def asked_for_again() -> str:
+    """The file by which the training says that it has not come to its end."""
+    return re.search(r'Path\("(\w+)"\)\.touch', PAGE).group(1)
 
 
 def test_the_job_of_kubernetes():

@@ -207,9 +207,9 @@ class LeastSquaresSmoother:
 
     Attributes:
         solver: the solver. Its objective is the weighted mean square of the residual terms.
-        memory_limit: bytes that a step may take, in addition to parameters, data and state; by
-            default what the device has, where that is known. Infinity is no limit. Solvers that
-            have no ``step_memory`` are not judged.
+        memory_limit: bytes that a step may take on each device, in addition to parameters, data and
+            state; by default what it has, where that is known. Infinity is no limit. Solvers that have
+            no ``step_memory`` are not judged.
 
     Raises:
         TypeError: if ``memory_limit`` is not a number.
@@ -259,17 +259,21 @@ class LeastSquaresSmoother:
         limit = available_bytes() if self.memory_limit is None else self.memory_limit
         solver: Any = self.solver
         if limit is not None and hasattr(solver, "step_memory"):
-            check_memory(solver, _problem_size(objective, params), limit, _SOLVERS)
+            size, devices = _problem_size(objective, params), self._devices(objective)
+            kept = math.ceil((size.intermediates or 0) / devices)
+            size = size._replace(intermediates=kept, devices=devices)
+            check_memory(solver, size, limit, _SOLVERS)
 
     def step(
         self, objective: Objective, params: Any, state: Any
     ) -> tuple[Any, Any, Float[Array, ""], Any]:
         """One step, see `Smoother.step`; variables that are not parameters stay as they are."""
         place, solver = objective.placement, self.solver
-        if place is None or place.devices == 1 or not isinstance(solver, LeastSquaresMethod):
+        if place is None or self._devices(objective) == 1:
             new = solver.step(objective.terms, objective.bind, params, state, objective.data)
             return *new, objective.rest
-        step, axes = solver.step, place.data_axes
+        step: Any = solver.step
+        axes = place.data_axes
 
         def share(whole: Objective, points: Any, params: Any, state: Any) -> Any:
             return step(whole.terms, whole.bind, params, state, points, axes)
@@ -284,6 +288,11 @@ class LeastSquaresSmoother:
             check_vma=False,
         )
         return *shared(objective.at(data=()), objective.data, params, state), objective.rest
+
+    def _devices(self, objective: Objective) -> int:
+        """How many share the rows of the Jacobian."""
+        place = objective.placement
+        return place.devices if place and isinstance(self.solver, LeastSquaresMethod) else 1
 
 
 # What is recommended where another solver does not fit, the most exact first.

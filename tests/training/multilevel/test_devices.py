@@ -37,6 +37,7 @@ SLOW = [
     "faults",
     "galerkin_cycle_on_fewer_devices",
     "least_squares_cascade",
+    "memory_of_shared_rows",
     "mini_batches_of_a_cascade",
     "pieces_after_a_transition",
     "resampled_data",

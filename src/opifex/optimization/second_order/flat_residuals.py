@@ -169,7 +169,7 @@ class FlatResiduals:
         self._sets = tuple(sets)
         self.start = flat.astype(dtype)
         kept = sum(s.intermediates * len(s.points) for s in sets)
-        self.size = ProblemSize(flat.size, offset * devices, dtype, kept)
+        self.size = ProblemSize(flat.size, offset * devices, dtype, kept, devices)
         # Residuals at the own points.
         self._own = offset
         # Numbers, not bytes.

@@ -58,14 +58,16 @@ class ProblemSize(NamedTuple):
         parameters: how many.
         residuals: how many, over all terms and components.
         dtype: of the computation.
-        intermediates: numbers that reverse mode keeps for all residuals together; ``None`` where
-            they are not known, which counts as a full block of points.
+        intermediates: numbers that reverse mode keeps for all residuals of a device together;
+            ``None`` where they are not known, which counts as a full block of points.
+        devices: how many share the residuals; bytes are those of each.
     """
 
     parameters: int
     residuals: int
     dtype: Any = jnp.float64
     intermediates: int | None = None
+    devices: int = 1
 
     @property
     def is_primal(self) -> bool:
@@ -122,12 +124,14 @@ def dense_step_memory(
     """
     item = jnp.dtype(size.dtype).itemsize
     rows = size.parameters * size.residuals * item
+    own = rows // size.devices
     gram = min(size.parameters, size.residuals) ** 2 * item
-    jacobian = 0 if size.is_primal and rows > block_bytes else rows
+    jacobian = (own if own <= block_bytes else 0) if size.is_primal else rows
     # A block lies beside the Jacobian into which it is written, or its product beside the sum of all
-    # before; later the Gram matrix lies beside its eigenvectors.
+    # before; what devices have of the rows lies beside all of them; later the Gram matrix lies beside
+    # its eigenvectors.
     if jacobian:
-        written = 0 if size.is_primal else min(rows, block_bytes)
+        written = 0 if size.is_primal else own if size.devices > 1 else min(own, block_bytes)
         building = jacobian + max(written, _block(size, PASS, block_bytes))
     else:
         building = 2 * gram + block_bytes
@@ -193,7 +197,7 @@ def available_bytes(device: jax.Device | None = None) -> int | None:
         device: the device; by default the one on which JAX computes.
     """
     if device is None:
-        device = next(iter(jnp.zeros(()).devices()))
+        device = jnp.zeros(()).addressable_shards[0].device
     statistics = getattr(device, "memory_stats", lambda: None)() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"])
@@ -222,9 +226,10 @@ def check_memory(
         for other in others
         if other.step_memory(size).total <= limit
     ]
+    shared = f" on each of {size.devices} devices" if size.devices > 1 else ""
     raise MemoryError(
         f"a step of {type(solver).__name__} for {size.parameters} parameters and {size.residuals} "
-        f"residuals needs about {_readable(needed)}, and {_readable(limit)} are available; "
+        f"residuals needs about {_readable(needed)}{shared}, and {_readable(limit)} are available; "
         + (f"these fit: {', '.join(fitting)}" if fitting else "no least-squares solver fits")
         + "; fewer points per step (batch_size) take less. LeastSquaresSmoother(solver, "
         "memory_limit=bytes) sets another limit"

@@ -300,7 +300,7 @@ class CascadeTrainer:
                 scalar gets the name of the function, ``"metric"`` if that is a ``lambda``.
             monitor: when to evaluate, callbacks, observers, progress on the screen.
             checkpoint: where and how often the run is kept on disk; see `Checkpoints`. SIGTERM then
-                ends the run like Ctrl-C.
+                ends the run like Ctrl-C, in all processes where several share it.
             resume: ``"auto"`` goes on from the newest good checkpoint of ``checkpoint``, and starts
                 where there is none. The trainer must be a new one, made and called like the first;
                 after a run that had come to its end, nothing is left to do. By default a folder that
@@ -399,9 +399,7 @@ class CascadeTrainer:
                 recorder = _recorder(checkpoint, resume, processes)
                 self.history.begin()
                 self._placement = placement
-                run = Run(
-                    state, order, moves, task, self.history, self._keep, recorder, processes
-                )
+                run = Run(state, order, moves, task, self.history, self._keep, recorder, processes)
                 with placement.active() if placement else nullcontext():
                     train(run)
             except ValueError as error:

@@ -27,10 +27,11 @@ class Checkpoints:
     same call and ``resume="auto"`` ends with the same parameters and losses, bit for bit, on the same
     machine with the same versions.
 
-    Each call of ``fit`` needs a folder of its own.
+    Each call of ``fit`` needs a folder of its own. Of several processes that share a run the first one
+    writes and reads.
 
     Attributes:
-        folder: where; made if it is not there.
+        folder: where; made if it is not there. On a cluster, in the shared file system.
         every: seconds from the end of one save to the next; zero saves whenever a save is possible.
         keep: how many of the newest checkpoints stay.
 
