@@ -21,7 +21,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from eight_devices import BATCH, NUMBER, trained, variables
+from eight_devices import BATCH, NUMBER, precise, trained, variables
 from opifex.training.multilevel import (
     CascadeTrainer,
     Checkpoints,
@@ -29,6 +29,7 @@ from opifex.training.multilevel import (
     Monitor,
     MultilevelAdam,
     MultilevelConfig,
+    VCycle,
     create_network_hierarchy,
 )
 from opifex.training.placement import Placement
@@ -180,6 +181,21 @@ def check_two(folder):
     (Path(folder) / "file").touch()
     with pytest.raises(OSError, match="file"):
         run(checkpoint=Checkpoints(Path(folder) / "file"))
+    return found
+
+
+def check_cycles():
+    """Losses of cycles of three levels, with parameters in pieces on both processes and without."""
+    devices = np.array(jax.devices())
+    across = Mesh(devices.reshape(2, -1).T, ("data", "model"))
+    placements = Placement(Mesh(devices, ("data",))), Placement(across, model_axis="model")
+    found = []
+    for cycle in (VCycle(), VCycle(coarse="galerkin")):
+        for placement in placements:
+            hierarchy = create_network_hierarchy(2, 1, [8], num_levels=3, rngs=nnx.Rngs(0))
+            models = [precise(model) for model in hierarchy]
+            trainer = trained(placement, models=models, cycle=cycle, epochs=[2, 2, 2])
+            found.append(trainer.history.losses.tolist())
     return found
 
 

@@ -180,6 +180,13 @@ def test_bad_arguments_are_refused(changes, error, words, tmp_path):
         quick(tmp_path, **changes)
 
 
+def test_a_run_of_one_process_among_several_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="a run that all 2 processes share"):
+        quick(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [((3,), TypeError), (("",), TypeError), (("a", -1.0), ValueError), (("a", 1.0, 0), ValueError)],

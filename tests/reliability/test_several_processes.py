@@ -27,6 +27,14 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     assert found[0]["broken off"] == found[0]["whole"]
 
 
+def test_cycles_move_parameters_that_lie_in_pieces_on_two_processes():
+    found = finished(run(2, 2, "cycles"))
+    assert found[0] == found[1]
+    with jax.enable_x64(True):
+        for whole, pieces in (found[0][:2], found[0][2:]):
+            assert distance(pieces, whole) <= bound(steps=len(whole))
+
+
 def killed(processes, victim, folder, wanted):
     """Kill one process after so many checkpoints, and then the others, as a scheduler does."""
     try:

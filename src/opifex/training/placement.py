@@ -111,6 +111,10 @@ class LevelPlacement:
         """Arrays that all devices have."""
         return jax.tree.map(lambda leaf: put(leaf, self.sharding()), tree)
 
+    def together(self, tree: Any) -> Any:
+        """Parameters, and what is like them, as transfers read them: no array in pieces."""
+        return tree if self.model_axis is None else self.whole(tree)
+
     def parameters(self, tree: Any, put: Put = moved) -> Any:
         """Parameters, and a state with arrays of their shapes.
 

@@ -32,6 +32,12 @@ __all__ = ["correct", "restrict"]
 _LOSS_COST = 1 / 3
 
 
+def _together(run: Run, level: int, tree: Any) -> Any:
+    """Parameters of a level as a transfer reads them."""
+    place = run.task.places[level]
+    return tree if place is None else place.together(tree)
+
+
 def _gradient(run: Run, *arguments: Any) -> Any:
     return run.compiled(Objective.value_and_gradient, *arguments)(*arguments)[1]
 
@@ -56,18 +62,22 @@ def restrict(run: Run, programs: Programs, level: int) -> None:
         objective = objective.at(weights=balance.weights)
     fine_level, owner = run.state.working_level, run.owner(level)
     plan, coarse = run.plan(level, level + 1), run.state.levels[level]
-    start = plan.restrict(params, coarse.params)
+    like = _together(run, level, coarse.params)
+    whole = _together(run, fine_level, params)
+    start = plan.restrict(whole, like)
     key, now = jax.random.split(run.state.key)
     objective = objective.at(rest=rest, key=now)
     # The levels agree to first order on the same weights only.
     new = run.objective(run.state.levels, level, owner).at(weights=objective.weights)
     if owner != level:
         layout = objective.layout
-        new = new.at(frame=params if layout is None else layout.prolong(params, objective.frame))
+        frame = _together(run, owner, objective.frame)
+        new = new.at(frame=params if layout is None else layout.prolong(whole, frame))
         coarse_rest = rest
     else:
         coarse_rest = plan.restrict(rest, coarse.rest)
-        wanted = plan.restrict(_gradient(run, objective, params), coarse.params)
+        slopes = _together(run, fine_level, _gradient(run, objective, params))
+        wanted = plan.restrict(slopes, like)
         found = _gradient(run, new.at(rest=coarse_rest, key=now), start)
         scale: float = getattr(run.cycle, "gradient_scale", 1.0)
         new = new.at(shift=jax.tree.map(lambda f, w: f - scale * w, found, wanted))
@@ -87,8 +97,9 @@ def correct(run: Run, programs: Programs, level: int) -> None:
     visit = run.state.visits[-1]
     run.keep(replace(run.state, visits=run.state.visits[:-1]))
     objective, params, rest = run.position()
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = _together(run, level, jax.tree.map(jnp.zeros_like, params))
     difference = jax.tree.map(jnp.subtract, visit.params, visit.start)
+    difference = _together(run, level - 1, difference)
     correction = run.plan(level - 1, level).prolong(difference, zeros)
     key, now = jax.random.split(run.state.key)
     objective = objective.at(rest=rest, key=now)

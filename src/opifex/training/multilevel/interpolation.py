@@ -83,7 +83,7 @@ def interpolate(run: Run, programs: Programs, level: int) -> None:
         TransferError: if the transfer does not keep the function that it promises to keep.
     """
     task = run.task
-    coarse, fine = (run.state.levels[n].whole(task.places[n]) for n in (level - 1, level))
+    coarse, fine = (run.state.levels[n].together(task.places[n]) for n in (level - 1, level))
     models = coarse.model, fine.model
     new_model = interpolated(task.transfer, *models, loss=run.last_loss)
     moved = None

@@ -60,6 +60,6 @@ def _transfer(run: Run, move: Interpolate | Restrict, coarse: int) -> None:
     if isinstance(move, Restrict):
         run.plan(coarse, fine)
     elif levels[fine] is run.state.levels[fine]:
-        models = [levels[n].whole(run.task.places[n]).model for n in (coarse, fine)]
+        models = [levels[n].together(run.task.places[n]).model for n in (coarse, fine)]
         new = interpolated(run.task.transfer, models[0], models[1], loss=1.0)
         levels[fine] = LevelState.of(new)

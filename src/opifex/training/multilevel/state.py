@@ -60,15 +60,15 @@ class LevelState(NamedTuple):
         rest, balance = placement.whole((self.rest, self.balance))
         return LevelState(self.graphdef, params, rest, smoother, balance)
 
-    def whole(self, placement: LevelPlacement | None) -> LevelState:
-        """The same state with every array on all devices, as transfers need it, which read them.
+    def together(self, placement: LevelPlacement | None) -> LevelState:
+        """The same state with no array in pieces.
 
         Args:
             placement: of the level, or ``None``.
         """
-        if placement is None or placement.model_axis is None:
+        if placement is None:
             return self
-        return LevelState(self.graphdef, *placement.whole(tuple(self)[1:]))
+        return LevelState(self.graphdef, *placement.together(tuple(self)[1:]))
 
     @property
     def model(self) -> nnx.Module:
