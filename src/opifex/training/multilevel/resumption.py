@@ -50,7 +50,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "batches of a window": [stream.size for stream in task.streams],
         # What is drawn depends on them, and nothing else on how devices share the work.
         "parts of the samples": [
-            place.parts if place is not None and one.batch_size else 1
+            place.parts if place is not None and (one.batch_size or one.window) else 1
             for place, one in zip(task.places, task.sampling, strict=True)
         ],
         "key": on_host(state.key).tolist(),
