@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,13 +90,13 @@ def remove(path: Path) -> None:
 
 
 def _write_orbax(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    orbax = optional_module("orbax.checkpoint", "data", "saving weights with Orbax")
+    orbax: Any = importlib.import_module("orbax.checkpoint")
     with orbax.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), dict(arrays))
 
 
 def _read_orbax(path: Path, variables: Mapping[str, Entry]) -> dict[str, np.ndarray]:
-    orbax = optional_module("orbax.checkpoint", "data", "loading weights of Orbax")
+    orbax: Any = importlib.import_module("orbax.checkpoint")
     like = {name: np.empty(e.shape, jnp.dtype(e.dtype)) for name, e in variables.items()}
     with orbax.StandardCheckpointer() as checkpointer:
         return dict(checkpointer.restore(path.absolute(), like))

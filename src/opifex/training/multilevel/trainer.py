@@ -315,7 +315,6 @@ class CascadeTrainer:
                 of ``checkpoint`` holds those of another run, only damaged ones, or any while ``resume``
                 is ``None``; or there are several processes, and the run is one of this process alone
                 or of some of them.
-            ImportError: if there is a ``checkpoint``, and Orbax is not installed (``[data]``).
             NonFiniteLossError: if training diverges.
             LossExplosionError: if the loss grows beyond what ``config.faults`` allows.
             TransferError: if a transfer does not keep the function that it promises to keep.

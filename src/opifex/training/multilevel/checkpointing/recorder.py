@@ -38,7 +38,6 @@ class Recorder:
         processes: those of the run, which call everything here together.
 
     Raises:
-        ImportError: if Orbax is not installed.
         OSError: if the folder cannot be made.
     """
 
