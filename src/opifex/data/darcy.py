@@ -16,8 +16,7 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
+import scipy  # loads its parts when they are used
 from jaxtyping import Float
 
 from opifex.core.checks import (
