@@ -3,6 +3,7 @@
 import pickle
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -30,8 +31,8 @@ def hdf5(path):
         file["inputs"], file["outputs"] = INPUTS, OUTPUTS
 
 
-def zarr_group(path):
-    group = zarr.open_group(path, mode="w")
+def zarr_group(path, version=3):
+    group = zarr.open_group(path, mode="w", zarr_format=version)
     for name, values in (("inputs", INPUTS), ("outputs", OUTPUTS)):
         group.create_array(name, data=values, chunks=(4, *values.shape[1:]))
 
@@ -53,6 +54,7 @@ WRITERS = {
     ),
     "some.h5": hdf5,
     "some.zarr": zarr_group,
+    "older.zarr": partial(zarr_group, version=2),
     "some.nc": netcdf,
 }
 

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -273,11 +273,42 @@ def _zarr(path: Path) -> Iterator[FieldFile]:
     # xarray refuses arrays whose axes have no names.
     arrays = {
         name: StoredArray(
-            tuple(item.shape), np.dtype(item.dtype), item.oindex.__getitem__, scattered=True
+            tuple(item.shape),
+            np.dtype(item.dtype),
+            _ZarrRows(path / name, item).read,
+            scattered=True,
         )
         for name, item in members.items()
     }
     yield FieldFile(arrays, _named_axes(arrays), group.attrs.get("grid_kind"))
+
+
+class _ZarrRows:
+    """Parts of an array of Zarr, by TensorStore, which decompresses in several threads.
+
+    Args:
+        path: folder of the array.
+        item: the array.
+    """
+
+    def __init__(self, path: Path, item: Any) -> None:
+        self._path, self._item = path, item
+
+    @cached_property
+    def _store(self) -> Any:
+        tensorstore = optional_module("tensorstore", "data", "reading Zarr")
+        driver = "zarr3" if self._item.metadata.zarr_format == 3 else "zarr"
+        where = {"driver": "file", "path": str(self._path)}
+        try:
+            return tensorstore.open({"driver": driver, "kvstore": where}, read=True).result()
+        except ValueError:  # a type or a codec that it does not know
+            return None
+
+    def read(self, index: Any) -> np.ndarray:
+        """What an index selects; no number in it is negative."""
+        if self._store is None:
+            return np.asarray(self._item.oindex[index])
+        return np.asarray(self._store.oindex[index].read().result())
 
 
 def _zarr_dimensions(array: Any) -> Any:

@@ -350,7 +350,7 @@ class _Piece:
         names = (part.name,) if isinstance(part.name, str) else part.name
         self._arrays = [file.arrays[name] for name in names]
         self._one_each = not isinstance(part.name, str)
-        self._time = () if part.time is None else (part.time,)
+        self._time: tuple[int, ...] = () if part.time is None else (part.time,)
         self.label = f"{names[0]} ..." if self._one_each else names[0]
         array = self._arrays[0]
         self.dtype = array.dtype
@@ -365,6 +365,7 @@ class _Piece:
                 f"times must lie within the {array.shape[first]} times of {self.label}, got "
                 f"{self._time[0]}"
             )
+        self._time = tuple(time % array.shape[first] for time in self._time)
         rest = array.shape[first + len(self._time) :]
         samples = (len(self._arrays),) if self._one_each else array.shape[:1]
         self.shape: tuple[int, ...] = (*samples, *rest)
