@@ -10,6 +10,7 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 SLOW = {
     "docs/data_files.md",
+    "docs/extending.md",
     "docs/methods/adaptive_sampling.md",
     "docs/methods/cascade.md",
     "docs/methods/frequency_bands.md",
@@ -25,6 +26,7 @@ SLOW = {
     "docs/methods/time_slabs.md",
     "docs/pictures.md",
     "docs/saving.md",
+    "docs/streaming.md",
     "docs/tutorials/burgers_operator.md",
     "docs/tutorials/darcy.md",
     "docs/tutorials/inverse.md",

@@ -136,6 +136,7 @@ def test_batches_of_a_run_that_is_killed_in_each_part(command):
     assert differences(out, command.folder / "whole") == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_batches_of_a_cycle_that_is_killed(command):
     cycles = BATCHES + "strategy: {name: v-cycle, cycles: 2}\n"

@@ -199,7 +199,7 @@ def test_an_explosion_is_rolled_back():
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("policy", [ROLLBACK, SKIP])
+@pytest.mark.parametrize("policy", [ROLLBACK, pytest.param(SKIP, marks=pytest.mark.slow)])
 def test_a_run_with_faults_is_taken_up(policy, tmp_path):
     class Stop(Exception):  # noqa: N818
         pass

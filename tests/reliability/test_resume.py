@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import warnings
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -53,20 +54,17 @@ class BreakOff:
             raise BrokenOffError
 
 
-@pytest.fixture(scope="module")
-def whole():
-    """Records of uninterrupted runs, and how often their callbacks were called."""
-    found = {}
-    for name, strategy in STRATEGIES.items():
-        calls = []
-        trainer = strategy.run(watch=calls.append)
-        found[name] = record(trainer), len(calls)
-    return found
+@cache
+def whole(name):
+    """The record of an uninterrupted run, and how often its callbacks were called."""
+    calls = []
+    trainer = STRATEGIES[name].run(watch=calls.append)
+    return record(trainer), len(calls)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_run_that_was_broken_off_twice_ends_the_same(name, whole, tmp_path):
-    expected, calls = whole[name]
+def test_a_run_that_was_broken_off_twice_ends_the_same(name, tmp_path):
+    expected, calls = whole(name)
     strategy = STRATEGIES[name]
     broken = 0
     for after in (calls // 3, calls // 4):
@@ -79,8 +77,8 @@ def test_a_run_that_was_broken_off_twice_ends_the_same(name, whole, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cascade", "v-cycle"])
-def test_a_complete_run_is_not_run_again(name, whole, tmp_path):
-    expected, _ = whole[name]
+def test_a_complete_run_is_not_run_again(name, tmp_path):
+    expected, _ = whole(name)
     STRATEGIES[name].run(tmp_path)
     calls = []
     again = STRATEGIES[name].run(tmp_path, watch=calls.append)
@@ -108,8 +106,8 @@ def test_early_stopping_remembers_its_best_model_before_it_is_called_again(tmp_p
     assert all(np.array_equal(again[name], memory[name]) for name in memory)
 
 
-def test_checkpoints_do_not_change_a_run(whole, tmp_path):
-    expected, _ = whole["cascade"]
+def test_checkpoints_do_not_change_a_run(tmp_path):
+    expected, _ = whole("cascade")
     assert differences(expected, record(STRATEGIES["cascade"].run(tmp_path))) == []
 
 
@@ -299,7 +297,7 @@ def test_a_newer_release_and_another_program_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_ends(number, whole, tmp_path):
+def test_a_signal_saves_and_ends(number, tmp_path):
     before = signal.getsignal(number)
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -322,7 +320,7 @@ def test_a_signal_saves_and_ends(number, whole, tmp_path):
         signal.signal(number, before)
     assert trainer.current_level == 1
     again = strategy.run(tmp_path)
-    assert differences(whole["cascade"][0], record(again)) == []
+    assert differences(whole("cascade")[0], record(again)) == []
     assert again.history.num_calls == 1
 
 

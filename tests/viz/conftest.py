@@ -12,7 +12,8 @@ mpl.use("Agg")
 
 @pytest.fixture(autouse=True)
 def close_figures() -> Iterator[None]:
-    yield
     import matplotlib.pyplot as plt
 
+    plt.close("all")  # those that tests elsewhere have left open
+    yield
     plt.close("all")

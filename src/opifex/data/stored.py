@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -112,6 +113,8 @@ class StoredFields:
     def __init__(self, path: str | os.PathLike[str], options: dict[str, Any]) -> None:
         self.path, self._options = Path(path), options
         self._closing = ExitStack()
+        # Also before the interpreter ends, when libraries are no longer whole.
+        self._finalizer = weakref.finalize(self, self._closing.close)
         try:
             file = self._closing.enter_context(open_field_file(path))
             chosen = select(
@@ -122,7 +125,7 @@ class StoredFields:
             ]
             self._understand(sides, file, options["channel_axis"])
         except BaseException:
-            self._closing.close()
+            self.close()
             raise
 
     def _understand(
@@ -309,7 +312,7 @@ class StoredFields:
 
     def close(self) -> None:
         """Close the file."""
-        self._closing.close()
+        self._finalizer()
 
     def __enter__(self) -> StoredFields:
         """The open file."""

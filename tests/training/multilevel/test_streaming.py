@@ -254,7 +254,7 @@ def test_a_rollback_returns_to_the_batches_of_that_place():
 
     def fitted(at_once):
         models = create_network_hierarchy(2, 1, [16], num_levels=1, rngs=nnx.Rngs(0))
-        policy = FaultPolicy("rollback", explosion=3.0, tries=12)
+        policy = FaultPolicy("rollback", explosion=3.0, tries=12, step_factor=0.1)
         config = MultilevelConfig(num_levels=1, faults=policy)
         with pytest.warns(UserWarning, match="back to step"):
             return (

@@ -35,10 +35,10 @@ __all__ = [
     "Sampling",
     "check_arity",
     "level_placements",
-    "on_host",
     "prepared_data",
     "redrawn",
     "spread_data",
+    "without_copy",
 ]
 
 # Share of the samples that an epoch may leave out without a word.
@@ -119,7 +119,7 @@ class Prepared(NamedTuple):
             stream.close(batches[number] if batches else None)
 
 
-def on_host(leaf: Any) -> Any:
+def without_copy(leaf: Any) -> Any:
     """What lies in the memory of the host as NumPy sees it, without a copy; all else as it is.
 
     NumPy looks at numbers without a program, which a fresh process would have to compile.
@@ -343,7 +343,7 @@ def _check_values(name: str, entry: Any) -> list[str]:
 
 
 def _check_finite(label: str, leaf: Any) -> None:
-    leaf = on_host(leaf)
+    leaf = without_copy(leaf)
     library: Any = jnp if isinstance(leaf, jax.Array) else np
     finite = library.isfinite(leaf)
     if bool(library.all(finite)):

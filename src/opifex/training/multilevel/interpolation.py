@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from opifex.training.multilevel.data import on_host
+from opifex.training.multilevel.data import without_copy
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.state import LevelState
@@ -106,7 +106,9 @@ def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...
     Models that cannot be called with the data are compared by their losses, to half of the digits
     only, since nobody knows how a loss amplifies rounding.
     """
-    rows = jax.tree.map(lambda leaf: on_host(leaf)[:_CHECKED_ROWS] if leaf.ndim else leaf, data)
+    rows = jax.tree.map(
+        lambda leaf: without_copy(leaf)[:_CHECKED_ROWS] if leaf.ndim else leaf, data
+    )
     models = coarse.model, fine.model
     inputs = inputs_for(*models, rows)
     if inputs is None:

@@ -12,9 +12,6 @@ from opifex.core.optional import optional_module
 
 __all__ = ["Cursor"]
 
-# Grain assembles so many elements at a time, and so many ahead.
-_THREADS, _AHEAD = 2, 4
-
 
 class Cursor:
     """Reads a source on and on, and knows where it is.
@@ -96,7 +93,9 @@ def _beginning(source: Any) -> Callable[[], Iterator[Any]] | None:
     # A Grain dataset whose elements can be asked for by number: repeated, it is shuffled anew in
     # every pass.
     grain = optional_module("grain", "data", "reading a Grain dataset")
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    # The stream has a thread of its own already, and more of them cost more than they bring where
+    # reading is not slow; users who have slow disks give `to_iter_dataset` what they want.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     endless = source if len(source) >= sys.maxsize else source.repeat()
     return lambda: iter(endless.to_iter_dataset(options))
 
