@@ -409,8 +409,8 @@ class CascadeTrainer:
                     )
                 raise
             finally:
-                prepared.close(batches if run is None else run.state.batches)
                 self._settle()
+                prepared.close(batches if run is None else run.state.batches)
         return self.history
 
     def _move_state(self, level: int, state: Any, coarse: nnx.Module, fine: nnx.Module) -> Any:
