@@ -327,9 +327,8 @@ def test_seeds_that_are_finished_are_not_run_again(command, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_of_a_process_of_its_own(command, tmp_path, number):
     (tmp_path / "a.yaml").write_text(
         POISSON.replace("epochs: [4, 6]", "epochs: [1000000, 5]"), encoding="utf-8"

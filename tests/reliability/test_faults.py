@@ -142,7 +142,13 @@ def test_tries_are_bounded():
             descend(FaultPolicy("rollback", tries=1, step_factor=0.9))
 
 
-@pytest.mark.parametrize("cycle", ["cascade", FullMultigrid(cycles=1, coarse="galerkin")])
+@pytest.mark.parametrize(
+    "cycle",
+    [
+        "cascade",
+        pytest.param(FullMultigrid(cycles=1, coarse="galerkin"), marks=pytest.mark.slow),
+    ],
+)
 def test_bad_samples_are_skipped(cycle):
     def fit(policy):
         trainer = CascadeTrainer(networks(), optax.adam(1e-2), config=configured(policy))

@@ -54,6 +54,9 @@ class BreakOff:
             raise BrokenOffError
 
 
+SLOW = pytest.mark.slow
+
+
 @cache
 def whole(name):
     """The record of an uninterrupted run, and how often its callbacks were called."""
@@ -62,7 +65,12 @@ def whole(name):
     return record(trainer), len(calls)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+QUICK = ("cascade", "v-cycle", "full multigrid", "streamed")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in STRATEGIES]
+)
 def test_a_run_that_was_broken_off_twice_ends_the_same(name, tmp_path):
     expected, calls = whole(name)
     strategy = STRATEGIES[name]
