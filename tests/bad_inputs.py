@@ -374,14 +374,17 @@ def _entries() -> list[Entry]:
             progress=value(False),
             cache_dir=value(None),
         ),
-        data(
-            "open_fields",
-            path=value("missing.npz"),
-            inputs=value("a"),
-            outputs=value("u"),
-            layout=value("channels-last"),
-            times=value((0, -1)),
-            channel_axis=value(True),
+        *(
+            data(
+                name,
+                path=value("missing.npz"),
+                inputs=value("a"),
+                outputs=value("u"),
+                layout=value("channels-last"),
+                times=value((0, -1)),
+                channel_axis=value(True),
+            )
+            for name in ("open_fields", "read_fields")
         ),
         Entry(
             "StoredFields.batches",
@@ -394,15 +397,6 @@ def _entries() -> list[Entry]:
             lambda **arguments: stored().cached(**arguments),
             StoredFields.cached,
             lambda: {"path": "copy.npz", "description": "a copy"},
-        ),
-        data(
-            "read_fields",
-            path=value("missing.npz"),
-            inputs=value("a"),
-            outputs=value("u"),
-            layout=value("channels-last"),
-            times=value((0, -1)),
-            channel_axis=value(True),
         ),
         data("solve_burgers", initial=value(SQUARE), viscosity=value(0.5), final_time=value(0.5)),
         data("solve_darcy", permeability=value(SQUARE), source=value(1.0)),

@@ -8,13 +8,14 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["cache_path", "cached_arrays", "default_cache_dir"]
+__all__ = ["cache_path", "cached_arrays", "default_cache_dir", "new_file"]
 
 CACHE_VARIABLE = "OPIFEX_CACHE_DIR"
 
@@ -28,6 +29,24 @@ def default_cache_dir() -> Path:
         return Path(os.environ[CACHE_VARIABLE])
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "opifex"
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written, which is there under its name as a whole or not at all.
+
+    Args:
+        path: the name; its folder is made if it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        try:
+            yield file
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def _canonical(parameters: Mapping[str, Any]) -> str:
@@ -83,13 +102,6 @@ def cached_arrays(
     # An archive that cannot be completed writes its end when it is deleted: not to a closed file.
     archive = io.BytesIO()
     np.savez(archive, parameters=np.asarray(text), **arrays)  # type: ignore[arg-type]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            file.write(archive.getbuffer())
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with new_file(path) as file:
+        file.write(archive.getbuffer())
     return arrays

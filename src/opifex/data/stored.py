@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import weakref
 import zipfile
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from opifex.data.axes import (
     matching_coordinates,
     shown_grid_kind,
 )
+from opifex.data.cache import new_file
 from opifex.data.field_files import FieldFile, StoredArray, open_field_file
 from opifex.data.fields import OperatorData
 from opifex.data.layouts import Part, select
@@ -290,25 +290,18 @@ class StoredFields:
         more = {"origin": np.asarray(origin)}
         if self.grid_kind is not None:
             more["grid_kind"] = np.asarray(self.grid_kind)
-        where.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=where.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-                for key, value in more.items():
-                    with archive.open(f"{key}.npy", "w") as entry:
-                        np.lib.format.write_array(entry, value, allow_pickle=False)
-                # One side after the other: an archive takes one array at a time.
-                for side, key in enumerate(("inputs", "outputs")):
-                    like = first[side]
-                    with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
-                        _write_header(entry, (len(self), *like.shape[1:]), like.dtype)
-                        for start in range(0, len(self), rows):
-                            block = np.asarray(transform(self[start : start + rows])[side])
-                            entry.write(np.ascontiguousarray(block, like.dtype).tobytes())
-            os.replace(name, where)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with new_file(where) as file, zipfile.ZipFile(file, "w") as archive:
+            for key, value in more.items():
+                with archive.open(f"{key}.npy", "w") as entry:
+                    np.lib.format.write_array(entry, value, allow_pickle=False)
+            # One side after the other: an archive takes one array at a time.
+            for side, key in enumerate(("inputs", "outputs")):
+                like = first[side]
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
+                    _write_header(entry, (len(self), *like.shape[1:]), like.dtype)
+                    for start in range(0, len(self), rows):
+                        block = np.asarray(transform(self[start : start + rows])[side])
+                        entry.write(np.ascontiguousarray(block, like.dtype).tobytes())
 
     def close(self) -> None:
         """Close the file."""
