@@ -134,7 +134,9 @@ class SpectralConv(nnx.Module):
         size = self.output_size
         weight = jnp.concatenate([self.weight_real[...], self.weight_imag[...]], axis=-1)
         weight = weight.reshape(-1, self.input_size, 2 * size)
-        terms = h.reshape(-1, 2 * batch, self.input_size) @ weight
+        # Not by matmul, which drops an axis of one mode: layers of any sizes are the same operations.
+        rows = h.reshape(-1, 2 * batch, self.input_size)
+        terms = jnp.einsum("kbi,kio->kbo", rows, weight)
         real = terms[:, :batch, :size] - terms[:, batch:, size:]
         imag = terms[:, batch:, :size] + terms[:, :batch, size:]
         y = jnp.stack([real, imag], axis=1).reshape(*h.shape[:-1], size)

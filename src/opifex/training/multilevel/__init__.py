@@ -70,13 +70,6 @@ from opifex.training.multilevel.stored_resolutions import resolution_batches
 from opifex.training.multilevel.streaming import Streamed
 from opifex.training.multilevel.trainer import CascadeTrainer
 from opifex.training.multilevel.transfer import (
-    FAN_IN,
-    FAN_IN_CENTRED,
-    FAN_IN_MODES,
-    FAN_OUT,
-    FIXED,
-    Axis,
-    LayerAxes,
     ResidualCorrection,
     ResolutionLevel,
     SecondMomentStart,
@@ -87,7 +80,6 @@ from opifex.training.multilevel.transfer import (
     prolongate_correction,
     prolongate_fno_modes,
     prolongate_preserving,
-    register_axes,
     resolution_hierarchy,
     restrict,
     restrict_field,
@@ -99,13 +91,7 @@ from opifex.training.multilevel.transfer import (
 from opifex.training.placement import Placement
 
 __all__ = [
-    "FAN_IN",
-    "FAN_IN_CENTRED",
-    "FAN_IN_MODES",
-    "FAN_OUT",
-    "FIXED",
     "AgeCorrectedAdamState",
-    "Axis",
     "Balanced",
     "Cascade",
     "CascadeTrainer",
@@ -124,7 +110,6 @@ __all__ = [
     "History",
     "Interpolate",
     "JacobianBalancing",
-    "LayerAxes",
     "LevelProgress",
     "LossExplosionError",
     "LossPlateau",
@@ -169,7 +154,6 @@ __all__ = [
     "prolongate_fno_modes",
     "prolongate_preserving",
     "recommend_schedule",
-    "register_axes",
     "resolution_batches",
     "resolution_hierarchy",
     "restrict",

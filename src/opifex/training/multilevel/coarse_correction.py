@@ -77,7 +77,7 @@ def restrict(run: Run, programs: Programs, level: int) -> None:
     else:
         coarse_rest = plan.restrict(rest, coarse.rest)
         slopes = _together(run, fine_level, _gradient(run, objective, params))
-        wanted = plan.restrict(slopes, like)
+        wanted = plan.restrict(slopes, like, dual=True)
         found = _gradient(run, new.at(rest=coarse_rest, key=now), start)
         scale: float = getattr(run.cycle, "gradient_scale", 1.0)
         new = new.at(shift=jax.tree.map(lambda f, w: f - scale * w, found, wanted))

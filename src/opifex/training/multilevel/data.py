@@ -34,6 +34,7 @@ __all__ = [
     "Resampled",
     "Sampling",
     "check_arity",
+    "few_rows",
     "level_placements",
     "prepared_data",
     "redrawn",
@@ -43,6 +44,9 @@ __all__ = [
 
 # Share of the samples that an epoch may leave out without a word.
 _LEFT_OUT = 0.1
+
+# Rows that show what models make of the data.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,15 @@ def without_copy(leaf: Any) -> Any:
         return leaf
     there = leaf.is_fully_addressable and all(one.platform == "cpu" for one in leaf.devices())
     return np.asarray(leaf) if there else leaf
+
+
+def few_rows(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first rows of the data of a level, enough to see what models make of them.
+
+    Args:
+        data: the arrays of the level.
+    """
+    return jax.tree.map(lambda leaf: without_copy(leaf)[:_FEW] if leaf.ndim else leaf, data)
 
 
 def redrawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) -> tuple[Any, ...]:

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from opifex.training.multilevel.data import without_copy
+from opifex.training.multilevel.data import few_rows
 from opifex.training.multilevel.programs import Programs
 from opifex.training.multilevel.run import Run
 from opifex.training.multilevel.state import LevelState
 from opifex.training.multilevel.transfer import (
     Transfer,
     TransferError,
+    accepted_inputs,
     function_difference,
-    inputs_for,
+    traced_with,
     verify_transfer,
 )
 from opifex.training.objective import Objective
 
 __all__ = ["interpolate", "interpolated"]
-
-_CHECKED_ROWS = 4
 
 
 def interpolated(
@@ -85,10 +85,11 @@ def interpolate(run: Run, programs: Programs, level: int) -> None:
     task = run.task
     coarse, fine = (run.state.levels[n].together(task.places[n]) for n in (level - 1, level))
     models = coarse.model, fine.model
-    new_model = interpolated(task.transfer, *models, loss=run.last_loss)
-    moved = None
-    if coarse.smoother is not None:
-        moved = task.move_state(level - 1, coarse.smoother, models[0], new_model)
+    with traced_with(few_rows(run.state.data[level]), partial(_value, run)):
+        new_model = interpolated(task.transfer, *models, loss=run.last_loss)
+        moved = None
+        if coarse.smoother is not None:
+            moved = task.move_state(level - 1, coarse.smoother, models[0], new_model)
     new = LevelState.of(new_model, moved).placed(task.places[level])
     if task.config.verify_transfers and getattr(task.transfer, "preserves_function", False):
         _verify(run, coarse, new, run.state.data[level])
@@ -106,11 +107,8 @@ def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...
     Models that cannot be called with the data are compared by their losses, to half of the digits
     only, since nobody knows how a loss amplifies rounding.
     """
-    rows = jax.tree.map(
-        lambda leaf: without_copy(leaf)[:_CHECKED_ROWS] if leaf.ndim else leaf, data
-    )
     models = coarse.model, fine.model
-    inputs = inputs_for(*models, rows)
+    inputs = accepted_inputs(*models, few_rows(data))
     if inputs is None:
         before, after = (_loss(run, level, data) for level in (coarse, fine))
         if not abs(after - before) <= abs(before) * float(jnp.finfo(jnp.float32).eps) ** 0.5:
@@ -122,6 +120,11 @@ def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...
     difference, allowed = function_difference(*nnx.split(models[0]), *nnx.split(models[1]), inputs)
     if not float(difference) <= float(allowed):
         verify_transfer(*models, *inputs)
+
+
+def _value(run: Run, model: nnx.Module, *data: Any) -> Any:
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    return Objective(run.task.loss, graphdef, data, rest, jax.random.key(0)).value(params)
 
 
 def _loss(run: Run, level: LevelState, data: tuple[Any, ...]) -> float:

@@ -17,12 +17,17 @@ from opifex.training.interrupt import Interruptible
 from opifex.training.multilevel.checkpointing import Point, Recorder, Within, versions
 from opifex.training.multilevel.config import MultilevelConfig
 from opifex.training.multilevel.cycle import Correct, Cycle, Enter, Interpolate, Move, Smooth
-from opifex.training.multilevel.data import Resampled, Sampling
+from opifex.training.multilevel.data import Resampled, Sampling, few_rows
 from opifex.training.multilevel.history import History
 from opifex.training.multilevel.monitor import Metrics, Monitor
 from opifex.training.multilevel.state import LevelState, RunState
 from opifex.training.multilevel.streaming import Stream
-from opifex.training.multilevel.transfer import Transfer, TransferPlan, plan_transfer
+from opifex.training.multilevel.transfer import (
+    Transfer,
+    TransferPlan,
+    plan_transfer,
+    traced_with,
+)
 from opifex.training.multilevel.weights import Weights
 from opifex.training.objective import Objective, kept_program
 from opifex.training.placement import LevelPlacement
@@ -252,7 +257,8 @@ class Run:
         """How parameters of a coarse level sit in those of a finer one."""
         if (coarse, fine) not in self._plans:
             models = (self.predicted[level].model for level in (coarse, fine))
-            self._plans[coarse, fine] = plan_transfer(*models)
+            with traced_with(few_rows(self.state.data[fine])):
+                self._plans[coarse, fine] = plan_transfer(*models)
         return self._plans[coarse, fine]
 
     def compiled(self, function: Callable[..., Any], objective: Objective, *arrays: Any) -> Any:

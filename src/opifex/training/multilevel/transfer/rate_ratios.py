@@ -14,35 +14,38 @@ from typing import Any
 
 from flax import nnx
 
-from opifex.training.multilevel.transfer.parameters import Path, Placement, plan_transfer
+from opifex.models import SpectralConv
+from opifex.training.multilevel.transfer.inference import plan_transfer
+from opifex.training.multilevel.transfer.placements import Placement
+from opifex.training.multilevel.transfer.tracing import Path
 
 __all__ = ["parameter_path", "rate_ratio", "rate_ratios"]
 
 
-def rate_ratio(placement: Placement) -> float:
+def rate_ratio(placement: Placement, *, spectral: bool = False) -> float:
     """The rate of a fine parameter over that of its coarse counterpart.
 
     Args:
         placement: how the parameter grows.
+        spectral: whether it holds the weights of a `SpectralConv`, all axes of which but the last two
+            are frequencies.
 
     Returns:
         Coarse over fine fan-in, times the root of the ratio of the logarithms of the numbers of modes.
     """
-    features, log_modes = 1.0, [0.0, 0.0]
-    for axis, *sizes in zip(
-        placement.axes, placement.coarse_shape, placement.fine_shape, strict=True
-    ):
-        if axis.role != "fan-in":
-            continue
-        if axis.modes:
-            # A centred axis holds the frequencies from -(m - 1) to m - 1.
-            counts = [(size + 1) // 2 if axis.centred else size for size in sizes]
-            log_modes = [
-                total + math.log(count) for total, count in zip(log_modes, counts, strict=True)
-            ]
-        else:
-            features *= sizes[0] / sizes[1]
-    coarse, fine = (max(total, math.log(2)) for total in log_modes)  # of one mode the root is zero
+    sizes = list(zip(placement.coarse_shape, placement.fine_shape, strict=True))
+    modes = len(sizes) - 2 if spectral else 0
+    features = math.prod(
+        coarse / fine
+        for (coarse, fine), contracted in zip(sizes[modes:], placement.fan_in[modes:], strict=True)
+        if contracted
+    )
+    if not modes:
+        return features
+    # All but the last axis of modes hold the frequencies from -(m - 1) to m - 1.
+    counts = [*(((c + 1) // 2, (f + 1) // 2) for c, f in sizes[: modes - 1]), sizes[modes - 1]]
+    logarithms = (sum(math.log(count[level]) for count in counts) for level in (0, 1))
+    coarse, fine = (max(total, math.log(2)) for total in logarithms)  # of one mode the root is zero
     return features * math.sqrt(coarse / fine)
 
 
@@ -70,7 +73,15 @@ def rate_ratios(coarse_model: nnx.Module, fine_model: nnx.Module) -> dict[Path, 
         plan = plan_transfer(coarse_model, fine_model)
     except (TypeError, ValueError):
         return {}
-    return {path: rate_ratio(placement) for path, placement in plan.items()}
+    spectral = {
+        path for path, module in nnx.iter_modules(fine_model) if isinstance(module, SpectralConv)
+    }
+    return {
+        path: rate_ratio(
+            placement, spectral=path[:-1] in spectral and str(path[-1]).startswith("weight")
+        )
+        for path, placement in plan.items()
+    }
 
 
 def parameter_path(keys: tuple[Any, ...]) -> Path:

@@ -29,7 +29,8 @@ from jax.extend.core import Literal as Constant
 from jaxtyping import Array
 
 from opifex.core.checks import check_bool, check_callable, check_choice, check_module
-from opifex.training.multilevel.transfer.parameters import Transfer, placed_like
+from opifex.training.multilevel.transfer.parameters import Transfer
+from opifex.training.multilevel.transfer.placements import placed_like
 
 SecondMomentStart = Literal["fresh", "mean", "max"]
 """What second moments of new entries start from: the transformation's own initial value, or the

@@ -1,9 +1,9 @@
 r"""The check that a transfer keeps the function it promises to keep.
 
-A prolongation that preserves the function rests on what the axes of each layer are said to mean
-(`opifex.training.multilevel.transfer.axes`), and on how the model wires its layers. Where either is
-wrong, the fine model starts from another function, and nothing but a worse result would tell. So both
-models are evaluated at a few inputs.
+A prolongation that preserves the function rests on what is inferred of a model from one trace
+(`opifex.training.multilevel.transfer.inference`), or on what the author of a transfer thought. Where
+either is wrong, the fine model starts from another function, and nothing but a worse result would tell.
+So both models are evaluated at a few inputs.
 
 How far apart may they be? Both are the same sums with zeros added, rounded in another order: the
 difference is a modest multiple of what one rounding error in every parameter and every input does.
@@ -33,10 +33,10 @@ from flax import nnx
 from jaxtyping import Array
 
 from opifex.core.checks import check_module
-from opifex.training.multilevel.transfer.axes import lookup_axes
-from opifex.training.multilevel.transfer.parameters import layer_name, placed_like
+from opifex.training.multilevel.transfer.placements import placed_like
+from opifex.training.multilevel.transfer.tracing import path_text
 
-__all__ = ["TransferError", "function_difference", "inputs_for", "verify_transfer"]
+__all__ = ["TransferError", "function_difference", "verify_transfer"]
 
 _SAMPLES = 3
 _MOST_SIGNS = 65537  # larger parameters repeat them, with a period that is a prime
@@ -233,34 +233,6 @@ def function_difference(
     return difference, allowed
 
 
-def inputs_for(
-    model_a: nnx.Module, model_b: nnx.Module, data_rows: tuple[Any, ...]
-) -> tuple[Any, ...] | None:
-    """Arguments, out of some data, with which both models can be called; nothing is computed.
-
-    Args:
-        model_a: one model.
-        model_b: the other model.
-        data_rows: arrays such as a loss gets them after the model: inputs first, then targets.
-
-    Returns:
-        The shortest beginning of ``data_rows`` that both models accept and to which they answer in
-        the same shapes; ``None`` if there is none.
-    """
-    for count in range(1, len(data_rows) + 1):
-        inputs, answers = tuple(data_rows[:count]), []
-        for model in (model_a, model_b):
-            graphdef, state = nnx.split(model)
-            try:
-                answer = _evaluation(graphdef).eval_shape(state, inputs)
-            except Exception:  # whatever a model says to arguments it does not know
-                break
-            answers.append([leaf.shape for leaf in jax.tree.leaves(answer)])
-        if len(answers) == 2 and answers[0] == answers[1] and answers[0]:
-            return inputs
-    return None
-
-
 _Records = dict[tuple[str, int], tuple[type, list[np.ndarray]]]
 """Label and number of a call to the class of its layer and the arrays it returned."""
 
@@ -297,24 +269,16 @@ def _record(graphdef: Any, state: Any, inputs: tuple[Any, ...]) -> _Records:
     model = nnx.merge(graphdef, state, copy=True)
     records: _Records = {}
     for path, module in list(nnx.iter_modules(model)):
-        _listen(module, layer_name(path), records)
+        _listen(module, path_text(path), records)
     _call(model, inputs)
     return records
 
 
-def _coarse_block(fine: np.ndarray, shape: tuple[int, ...], layer: type) -> np.ndarray | None:
-    """Where a coarse output should be found in the fine one: in front, or in the middle."""
+def _coarse_block(fine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Where a coarse output is found in the fine one if new entries are appended."""
     if fine.ndim != len(shape) or any(n > m for n, m in zip(shape, fine.shape, strict=True)):
         return None
-    described = lookup_axes(layer)
-    centred = described is not None and any(
-        axis.centred and axis.role == "fan-out"
-        for axes in described.parameters.values()
-        if not callable(axes)
-        for axis in axes
-    )
-    starts = [(m - n) // 2 if centred else 0 for n, m in zip(shape, fine.shape, strict=True)]
-    return fine[tuple(slice(s, s + n) for s, n in zip(starts, shape, strict=True))]
+    return fine[tuple(slice(n) for n in shape)]
 
 
 def _first_difference(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> str | None:
@@ -330,7 +294,7 @@ def _first_difference(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> s
             continue
         samples = zip(*(records[call][1] for records in coarse), strict=True)
         for arrays, output in zip(samples, fine[call][1], strict=False):
-            block = _coarse_block(output, arrays[0].shape, layer)
+            block = _coarse_block(output, arrays[0].shape)
             if block is not None:
                 difference, allowed, _ = _distance(arrays, block, dtype)
                 if difference > allowed:

@@ -1,0 +1,48 @@
+"""What two models have in common, found by tracing both and walking through their programs in step.
+
+`program` writes a model out as a flat list of operations, `index_maps` knows where coarse entries of an
+axis sit on the fine one, `correspondence` walks through two programs, `axes_behind` follows an axis back,
+`preservation` works out which new entries must be zero, `constants` evaluates constants, and
+`example_inputs` finds inputs to trace with.
+"""
+
+from opifex.training.multilevel.transfer.tracing.axes_behind import contracted_axes
+from opifex.training.multilevel.transfer.tracing.correspondence import (
+    Correspondence,
+    StructureError,
+    correspondence,
+)
+from opifex.training.multilevel.transfer.tracing.example_inputs import (
+    accepted_inputs,
+    guessed_inputs,
+)
+from opifex.training.multilevel.transfer.tracing.index_maps import (
+    old_entries,
+    resolved,
+    source_entries,
+)
+from opifex.training.multilevel.transfer.tracing.preservation import Preservation, preservation
+from opifex.training.multilevel.transfer.tracing.program import (
+    Path,
+    path_text,
+    trace,
+    transferable,
+)
+
+__all__ = [
+    "Correspondence",
+    "Path",
+    "Preservation",
+    "StructureError",
+    "accepted_inputs",
+    "contracted_axes",
+    "correspondence",
+    "guessed_inputs",
+    "old_entries",
+    "path_text",
+    "preservation",
+    "resolved",
+    "source_entries",
+    "trace",
+    "transferable",
+]
