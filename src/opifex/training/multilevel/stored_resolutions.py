@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from opifex.data import OperatorData, StoredFields
 from opifex.models import FNO
@@ -19,7 +20,7 @@ __all__ = ["resolution_batches"]
 
 def resolution_batches(
     fields: StoredFields,
-    modes: Sequence[FNO | int | Sequence[int]],
+    modes: Sequence[nnx.Module | int | Sequence[int]],
     batch_size: int,
     *,
     seed: int = 0,

@@ -343,6 +343,11 @@ FIELD = np.ones((1, 8, 6, 1))
             r"shapes must have one entry per level \(2\), got 1",
         ),
         (
+            lambda: resolution_hierarchy(FIELD, FIELD, [nnx.Linear(1, 1, rngs=nnx.Rngs(0)), 2]),
+            ValueError,
+            "shapes must name the grid of every level, since Linear has no modes",
+        ),
+        (
             lambda: resolution_hierarchy(FIELD, FIELD, [3], shapes=[(4, 6)]),
             ValueError,
             "too coarse for modes=3",

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -408,22 +409,28 @@ class ResolutionLevel(NamedTuple):
     """The data of one level.
 
     Attributes:
-        modes: modes of the level, as given.
+        modes: modes of the level, as given; ``None`` where a model has none.
         shape: points per axis.
         inputs: input fields on that grid, shape (samples, *shape, channels).
         outputs: output fields on that grid.
     """
 
-    modes: int | Sequence[int]
+    modes: int | Sequence[int] | None
     shape: tuple[int, ...]
     inputs: Array | np.ndarray
     outputs: Array | np.ndarray
 
 
+def _modes_of(level: Any) -> Any:
+    if isinstance(level, FNO):
+        return level.modes
+    return None if isinstance(level, nnx.Module) else level
+
+
 def resolution_hierarchy(
     inputs: AnyArray,
     outputs: AnyArray,
-    modes: Sequence[FNO | int | Sequence[int]],
+    modes: Sequence[nnx.Module | int | Sequence[int]],
     *,
     shapes: Sequence[Sequence[int]] | None = None,
     oversampling: float = 2.0,
@@ -439,8 +446,8 @@ def resolution_hierarchy(
         outputs: output fields on the same grid.
         modes: the models of all levels, coarsest first, or their modes: each one number or one per
             axis.
-        shapes: grid of every level; by default `coarsest_grid` for all but the finest level, which
-            has the given fields themselves.
+        shapes: grid of every level, which models without modes (all but `FNO`) need; by default
+            `coarsest_grid` for all but the finest level, which has the given fields themselves.
         oversampling: passed to `coarsest_grid`.
         grid_kind: where the points lie; by default where the models say, or ``"cell"`` without models.
         input_method: how inputs are restricted, see `restrict_field`.
@@ -453,8 +460,9 @@ def resolution_hierarchy(
     Raises:
         ValueError: if ``modes`` is empty, inputs and outputs differ in samples or grid or do not fit
             the models, the models differ in their kind of grid, ``shapes`` does not have one entry
-            per level, fields lack an axis that modes or shapes describe, a grid is too coarse for
-            its modes, or an argument of the restriction is not allowed.
+            per level or is missing for models without modes, fields lack an axis that modes or shapes
+            describe, a grid is too coarse for its modes, or an argument of the restriction is not
+            allowed.
         TypeError: if fields do not hold numbers, or a size is not an integer.
 
     Example:
@@ -480,9 +488,12 @@ def resolution_hierarchy(
         if len(kinds) > 1:
             raise ValueError(f"models must have the same grid_kind, got {sorted(kinds)}")
         (grid_kind,) = kinds
-    kept: list[int | Sequence[int]] = [
-        level.modes if isinstance(level, FNO) else level for level in modes
-    ]
+    kept: list[Any] = [_modes_of(level) for level in modes]
+    without = [type(level).__name__ for level, m in zip(modes, kept, strict=True) if m is None]
+    if shapes is None and without:
+        raise ValueError(
+            f"shapes must name the grid of every level, since {without[0]} has no modes"
+        )
     for name, fields in (("inputs", inputs), ("outputs", outputs)):
         if fields.ndim < 3:
             raise ValueError(
@@ -495,7 +506,7 @@ def resolution_hierarchy(
             f"got {inputs.shape} and {outputs.shape}"
         )
     for described in (*kept, *(shapes or ())):
-        if not isinstance(described, int | np.integer):
+        if not isinstance(described, int | np.integer | None):
             check_axes(inputs, len(described), name="inputs")
     if inputs.shape == outputs.shape and inputs.shape[-1] == inputs.shape[-2] > _MANY_CHANNELS:
         warnings.warn(
@@ -521,7 +532,8 @@ def resolution_hierarchy(
                 f"shapes must have one entry per level ({len(modes)}), got {len(grids)}"
             )
         for m, shape in zip(kept, grids, strict=True):
-            coarsest_grid(m, shape, oversampling=1.0, grid_kind=grid_kind)
+            if m is not None:
+                coarsest_grid(m, shape, oversampling=1.0, grid_kind=grid_kind)
     return [
         ResolutionLevel(
             modes=m,
