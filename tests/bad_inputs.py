@@ -173,6 +173,10 @@ def network(width: int = 4, seed: int = 0) -> MLP:
     return MLP(1, 1, [width], rngs=nnx.Rngs(seed))
 
 
+def equinox_network() -> Any:
+    return importlib.import_module("equinox").nn.MLP(1, 1, 2, 1, key=jax.random.key(0))
+
+
 def operator(modes: int = 3) -> FNO:
     return FNO(modes, 2, num_layers=1, rngs=rngs())
 
@@ -438,6 +442,8 @@ def _entries() -> list[Entry]:
             lambda: {"modes": 2, "rngs": rngs()},
         ),
         models("CorrectedModel", base=network, correction=network, scale=value(0.5)),
+        models("EquinoxModel", module=equinox_network, batched=value(True)),
+        models("FunctionalModel", params=lambda: {"a": jnp.ones(2)}, apply=value(squared)),
         models(
             "FourierBlock",
             width=value(2),
@@ -853,6 +859,12 @@ def _entries() -> list[Entry]:
             activation=value(nnx.gelu),
             spatial_dims=value(1),
             grid_kind=value("cell"),
+            rngs=rngs,
+        ),
+        multilevel(
+            "create_hierarchy",
+            build=value(lambda size, rngs: MLP(1, 1, [size], rngs=rngs)),
+            sizes=value([2, 4]),
             rngs=rngs,
         ),
         multilevel(

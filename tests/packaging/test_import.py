@@ -7,10 +7,11 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "import_time.json"
 HEAVY = {
-    "alembic", "fsspec", "grain", "h5netcdf", "h5py", "IPython", "matplotlib", "mlflow", "orbax",
-    "pandas", "pyarrow", "pydantic", "pytest", "safetensors", "scipy.fft", "scipy.interpolate",
-    "scipy.linalg", "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.special", "scipy.stats",
-    "shapely", "tensorboardX", "tensorstore", "trackio", "typer", "wandb", "xarray", "zarr",
+    "alembic", "equinox", "fsspec", "grain", "h5netcdf", "h5py", "IPython", "matplotlib", "mlflow",
+    "orbax", "pandas", "pyarrow", "pydantic", "pytest", "safetensors", "scipy.fft",
+    "scipy.interpolate", "scipy.linalg", "scipy.optimize", "scipy.sparse", "scipy.spatial",
+    "scipy.special", "scipy.stats", "shapely", "tensorboardX", "tensorstore", "trackio", "typer",
+    "wandb", "xarray", "zarr",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "check_module",
     "check_nonnegative",
     "check_nonnegative_int",
+    "check_not_empty",
     "check_param_dtype",
     "check_positive",
     "check_positive_int",
@@ -136,7 +137,8 @@ def check_sequence(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a sequence, got {value!r} of type {type(value).__name__}")
 
 
-def _check_not_empty(name: str, values: Any) -> None:
+def check_not_empty(name: str, values: Any) -> None:
+    """Raise unless ``values`` is a sequence of at least one entry."""
     check_sequence(name, values)
     if len(values) == 0:
         raise ValueError(f"{name} must not be empty, got {values!r}")
@@ -144,13 +146,13 @@ def _check_not_empty(name: str, values: Any) -> None:
 
 def check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
     """Return ``sizes`` as a tuple; raise unless it is a sequence of at least one positive integer."""
-    _check_not_empty(name, sizes)
+    check_not_empty(name, sizes)
     return tuple(check_positive_int(f"{name}[{i}]", size) for i, size in enumerate(sizes))
 
 
 def check_positive_numbers(name: str, values: Any) -> tuple[float, ...]:
     """Return ``values`` as a tuple; raise unless it is a sequence of at least one positive number."""
-    _check_not_empty(name, values)
+    check_not_empty(name, values)
     return tuple(check_positive(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 

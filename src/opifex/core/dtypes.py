@@ -1,4 +1,4 @@
-"""Integers where floating-point numbers are meant."""
+"""Which arrays hold floating-point numbers, and integers where those are meant."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
 from opifex.core.checks import check_array
 
-__all__ = ["as_inexact", "as_input_of"]
+__all__ = ["as_inexact", "as_input_of", "is_inexact"]
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is an array of floating-point numbers, real or complex, of JAX or NumPy.
+
+    Args:
+        leaf: anything; Python's own numbers are no arrays.
+    """
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic) and bool(
+        jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )
 
 
 def as_inexact(x: Any, dtype: Any = float) -> Array:

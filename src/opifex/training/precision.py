@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from opifex.core.checks import check_choice
+from opifex.core.dtypes import is_inexact
 
 __all__ = [
     "PRECISIONS",
@@ -84,12 +84,6 @@ def is_low(dtype: Any) -> bool:
     return bool(jnp.finfo(dtype).bits < 32)
 
 
-def _is_inexact(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic) and bool(
-        jnp.issubdtype(leaf.dtype, jnp.inexact)
-    )
-
-
 def rounded(tree: Any, dtype: Any) -> Any:
     """The floating-point arrays of a tree in another dtype; integers and random keys as they are.
 
@@ -100,7 +94,7 @@ def rounded(tree: Any, dtype: Any) -> Any:
     """
 
     def convert(leaf: Any) -> Any:
-        if not _is_inexact(leaf):
+        if not is_inexact(leaf):
             return leaf
         kind = jnp.promote_types(dtype, jnp.complex64) if jnp.iscomplexobj(leaf) else dtype
         return jnp.asarray(leaf, kind)
@@ -119,7 +113,7 @@ def restored(tree: Any, like: Any) -> Any:
     if jax.tree.structure(tree) != structure:
         return tree
     return jax.tree.map(
-        lambda new, old: new.astype(old.dtype) if _is_inexact(new) and _is_inexact(old) else new,
+        lambda new, old: new.astype(old.dtype) if is_inexact(new) and is_inexact(old) else new,
         tree,
         like,
     )
@@ -133,7 +127,7 @@ def evaluated_in(model: nnx.Module, precision: str, like: Any) -> nnx.Module:
         precision: what its inputs are rounded to.
         like: its parameters before. Its values get the dtype that these and the inputs promote to.
     """
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(like) if _is_inexact(leaf)}
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(like) if is_inexact(leaf)}
     kept = jnp.finfo(jnp.result_type(*dtypes)).dtype if dtypes else None
     # Past the attributes of Flax, which would look for variables in a class.
     object.__setattr__(model, "__class__", _computing(type(model), precision, kept))
@@ -145,7 +139,7 @@ def _computing(kind: type, precision: str, kept: Any) -> type:
     """A class of models that round what they are called with, and give back what ``kept`` says."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = [leaf for leaf in jax.tree.leaves((args, kwargs)) if _is_inexact(leaf)]
+        given = [leaf for leaf in jax.tree.leaves((args, kwargs)) if is_inexact(leaf)]
         dtypes = [jnp.finfo(jnp.result_type(leaf)).dtype for leaf in given]
         args, kwargs = rounded((args, kwargs), jnp.dtype(precision))
         values = kind.__call__(self, *args, **kwargs)

@@ -45,6 +45,7 @@ from opifex.training.multilevel.hierarchy import (
     Hierarchy,
     create_depth_hierarchy,
     create_fno_hierarchy,
+    create_hierarchy,
     create_multiscale_hierarchy,
     create_network_hierarchy,
 )
@@ -144,6 +145,7 @@ __all__ = [
     "coarsest_grid",
     "create_depth_hierarchy",
     "create_fno_hierarchy",
+    "create_hierarchy",
     "create_multiscale_hierarchy",
     "create_network_hierarchy",
     "draw",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 from opifex.core.checks import (
     check_callable,
     check_fraction,
+    check_not_empty,
     check_positive,
     check_positive_int,
     check_rngs,
@@ -25,6 +26,7 @@ __all__ = [
     "Hierarchy",
     "create_depth_hierarchy",
     "create_fno_hierarchy",
+    "create_hierarchy",
     "create_multiscale_hierarchy",
     "create_network_hierarchy",
 ]
@@ -40,6 +42,76 @@ class Hierarchy(list[Any]):
             for level, (model, count) in enumerate(zip(self, counts, strict=True))
         ]
         return "\n".join([f"Hierarchy of {len(self)} levels, coarsest first", *rows])
+
+
+def create_hierarchy(
+    build: Callable[[Any, nnx.Rngs], nnx.Module], sizes: Sequence[Any], rngs: nnx.Rngs
+) -> Hierarchy:
+    """Models of your own class in several sizes, coarsest first.
+
+    Args:
+        build: ``build(size, rngs)`` returns the model of one level.
+        sizes: what ``build`` gets for each level, coarsest first: a width, several numbers, a dictionary
+            of settings, anything.
+        rngs: random streams, the same for all levels, which draw from them one after the other.
+
+    Returns:
+        One model per entry of ``sizes``.
+
+    Raises:
+        TypeError: if ``build`` is not callable, ``sizes`` is not a sequence, ``rngs`` is not an
+            ``nnx.Rngs``, or what ``build`` returns is no ``nnx.Module`` or of another class than the
+            level before. An error in ``build`` says at which size.
+        ValueError: if ``sizes`` is empty, or a level has fewer parameters than the one before it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from opifex.training.multilevel import create_hierarchy
+        >>> class Network(nnx.Module):
+        ...     def __init__(self, width, rngs):
+        ...         self.hidden = nnx.Linear(2, width, rngs=rngs)
+        ...         self.output = nnx.Linear(width, 1, rngs=rngs)
+        ...     def __call__(self, x):
+        ...         return self.output(jnp.tanh(self.hidden(x)))
+        >>> create_hierarchy(Network, [8, 16], nnx.Rngs(0))
+        Hierarchy of 2 levels, coarsest first
+          level 0: Network, 33 parameters
+          level 1: Network, 65 parameters
+    """
+    check_callable("build", build)
+    check_not_empty("sizes", sizes)
+    check_rngs("rngs", rngs)
+    models = Hierarchy()
+    for level, size in enumerate(sizes):
+        try:
+            model = build(size, rngs)
+        except Exception as error:
+            error.add_note(f"build(size, rngs) was called with sizes[{level}] = {size!r}.")
+            raise
+        if not isinstance(model, nnx.Module):
+            raise TypeError(
+                f"build must return an nnx.Module, got {type(model).__name__} for sizes[{level}] = "
+                f"{size!r}; EquinoxModel and FunctionalModel of opifex.models make one of other models"
+            )
+        if models:
+            _check_finer(models[-1], model, sizes[level - 1], size)
+        models.append(model)
+    return models
+
+
+def _check_finer(coarse: nnx.Module, fine: nnx.Module, coarse_size: Any, fine_size: Any) -> None:
+    if type(coarse) is not type(fine):
+        raise TypeError(
+            f"build must return models of one class, got {type(coarse).__name__} for {coarse_size!r} "
+            f"and {type(fine).__name__} for {fine_size!r}"
+        )
+    counts = count_parameters(coarse), count_parameters(fine)
+    if counts[0] > counts[1]:
+        raise ValueError(
+            f"sizes must be ordered from coarse to fine, got {coarse_size!r} with {counts[0]} "
+            f"parameters before {fine_size!r} with {counts[1]}"
+        )
 
 
 def create_network_hierarchy(
