@@ -123,7 +123,8 @@ def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...
 
 
 def _value(run: Run, model: nnx.Module, *data: Any) -> Any:
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    level = LevelState.of(model, None)
+    graphdef, params, rest = level.graphdef, level.params, level.rest
     return Objective(run.task.loss, graphdef, data, rest, jax.random.key(0)).value(params)
 
 

@@ -301,6 +301,9 @@ def test_complex_parameters_beside_real_ones(name):
             self.a = nnx.Linear(2, width, param_dtype=jnp.complex64, rngs=rngs)
             self.b = nnx.Linear(width, 1, rngs=rngs)
 
+        def __call__(self, x):
+            return self.b(jnp.real(self.a(x)))
+
     coarse, fine = (random_model(lambda rngs, w=w: Mixed(w, rngs), w) for w in (2, 3))
     transformation = TRANSFORMATIONS[name]()
     state = a_state(transformation, coarse)

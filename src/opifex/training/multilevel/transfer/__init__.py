@@ -1,8 +1,8 @@
 """Transfers between levels: everything that moves from one level to the next.
 
-Parameters (`parameters`), by a plan (`placements`) that is inferred from what the models do (`inference`,
-`tracing`), learning rates (`rate_ratios`), optimizer states (`states`), data on grids (`grids`), and the
-check that a transfer keeps the function it promises to keep (`verification`).
+Parameters (`parameters`), by a plan (`placements`) that is inferred from what the models do
+(`inference`, `tracing`), learning rates (`rate_ratios`), optimizer states (`states`), data on grids
+(`grids`), and the check that a transfer keeps the function it promises to keep (`verification`).
 
 The room may import `opifex.models` and `opifex.core`; never the training loop, the trainer,
 objectives or smoothers.
@@ -59,8 +59,8 @@ __all__ = [
     "ResidualCorrection",
     "ResolutionLevel",
     "SecondMomentStart",
-    "Transfer",
     "StructureError",
+    "Transfer",
     "TransferError",
     "TransferPlan",
     "accepted_inputs",

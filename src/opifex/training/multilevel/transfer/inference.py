@@ -1,9 +1,9 @@
 """The plan of a transfer between two models, inferred by tracing both.
 
 Coarse and fine model run the same operations on arrays of other sizes. Which axes belong together, and
-which parameters feed which sums, follows from these operations (`tracing`): no layer has to be described.
-The idea is that of dependency graphs in structural pruning (Fang et al., arXiv:2301.12900), turned around:
-there features are taken away together, here they are added.
+which parameters feed which sums, follows from these operations (`tracing`): no layer has to be
+described. The idea is that of dependency graphs in structural pruning (Fang et al., arXiv:2301.12900),
+turned around: there features are taken away together, here they are added.
 
 A plan is kept for models of the same structure, so that the transfer of the parameters, that of the
 optimizer's state and the cycles that go back and forth infer it once.
@@ -107,9 +107,7 @@ def _check_variables(
             )
 
 
-def plan_transfer(
-    coarse_model: nnx.Module, fine_model: nnx.Module, *inputs: Any
-) -> TransferPlan:
+def plan_transfer(coarse_model: nnx.Module, fine_model: nnx.Module, *inputs: Any) -> TransferPlan:
     """Work out, for each variable that both models have, where the coarse one sits.
 
     Args:
@@ -148,7 +146,9 @@ def plan_transfer(
     coarse, fine = transferable(coarse_model), transferable(fine_model)
     _check_variables(coarse_model, coarse, fine)
     if len(fine) == len(coarse) and all(v.shape == fine[p].shape for p, v in coarse.items()):
-        return TransferPlan(tuple((path, Placement.in_front(v.shape, v.shape)) for path, v in coarse.items()))
+        return TransferPlan(
+            tuple((path, Placement.in_front(v.shape, v.shape)) for path, v in coarse.items())
+        )
     given = inputs or _data.get()[0]
     key = _key(coarse_model, coarse), _key(fine_model, fine), _shapes(given), bool(inputs)
     try:
@@ -184,7 +184,7 @@ def _inferred(
         if loss is None:
             return _by_name(
                 *models,
-                f"{type(fine_model).__name__} cannot be called, so that nothing is known of its function",
+                f"{type(fine_model).__name__} cannot be called: nothing is known of its function",
             )
         return _traced(*models, data, data, loss)
     accepted = accepted_inputs(*models, given)

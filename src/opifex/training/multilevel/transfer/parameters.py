@@ -1,6 +1,7 @@
 r"""Transfer operators: pure maps between the parameters of two neighbouring levels.
 
-Three maps share one plan of where the coarse entries sit (`opifex.training.multilevel.transfer.inference`):
+Three maps share one plan of where the coarse entries sit, see
+`opifex.training.multilevel.transfer.inference`:
 
 * copy-and-pad, $P x_H = $ coarse entries in place, the rest as the fine model has them;
 * truncation, $R x_h = $ the entries that have a coarse counterpart, so $R P = I$ exactly;

@@ -157,10 +157,10 @@ def _with_entries(array: Array, block: Any, values: Any, scale: float) -> Array:
     entries are written by NumPy, since compiling a scatter for each parameter costs more than all else.
     """
     if _traced(array, values):
-        given = jnp.asarray(values)
-        return array.at[block].set(jnp.asarray(given if scale == 1 else given * scale, array.dtype))
+        factored = values if scale == 1 else values * scale
+        return array.at[block].set(jnp.asarray(factored, array.dtype))
     result = np.array(array)
-    given = np.asarray(values)
+    given: Any = np.asarray(values)
     if scale != 1:
         given = given.astype(np.result_type(given, np.float64)) * scale
     result[block] = given.astype(result.dtype)

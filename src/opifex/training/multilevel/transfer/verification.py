@@ -274,11 +274,22 @@ def _record(graphdef: Any, state: Any, inputs: tuple[Any, ...]) -> _Records:
     return records
 
 
-def _coarse_block(fine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Where a coarse output is found in the fine one if new entries are appended."""
-    if fine.ndim != len(shape) or any(n > m for n, m in zip(shape, fine.shape, strict=True)):
+def _coarse_block(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray | None:
+    """Where a coarse output is found in the fine one: of an axis that grows the nearest entries."""
+    shapes = list(zip(coarse.shape, fine.shape, strict=False))
+    grown = [axis for axis, (n, m) in enumerate(shapes) if n != m]
+    if fine.ndim != coarse.ndim or any(n > m for n, m in shapes):
         return None
-    return fine[tuple(slice(n) for n in shape)]
+    if len(grown) != 1:
+        return fine[tuple(slice(n) for n in coarse.shape)]
+    rows = [
+        np.moveaxis(array, grown[0], 0).reshape(array.shape[grown[0]], -1)
+        for array in (coarse, fine)
+    ]
+    with np.errstate(invalid="ignore"):
+        distances = [np.max(np.abs(rows[1] - row), axis=1, initial=0) for row in rows[0]]
+    nearest = np.argmin(np.nan_to_num(distances, nan=np.inf), axis=1)
+    return np.take(fine, nearest, grown[0])
 
 
 def _first_difference(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> str | None:
@@ -294,7 +305,7 @@ def _first_difference(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> s
             continue
         samples = zip(*(records[call][1] for records in coarse), strict=True)
         for arrays, output in zip(samples, fine[call][1], strict=False):
-            block = _coarse_block(output, arrays[0].shape)
+            block = _coarse_block(output, arrays[0])
             if block is not None:
                 difference, allowed, _ = _distance(arrays, block, dtype)
                 if difference > allowed:

@@ -1,8 +1,8 @@
 """What two models have in common, found by tracing both and walking through their programs in step.
 
 `program` writes a model out as a flat list of operations, `index_maps` knows where coarse entries of an
-axis sit on the fine one, `correspondence` walks through two programs, `axes_behind` follows an axis back,
-`preservation` works out which new entries must be zero, `constants` evaluates constants, and
+axis sit on the fine one, `correspondence` walks through two programs, `axes_behind` follows an axis
+back, `preservation` works out which new entries must be zero, `constants` evaluates constants, and
 `example_inputs` finds inputs to trace with.
 """
 

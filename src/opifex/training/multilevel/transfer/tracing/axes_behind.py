@@ -6,13 +6,13 @@ from typing import Any
 
 from opifex.training.multilevel.transfer.tracing.correspondence import Correspondence
 from opifex.training.multilevel.transfer.tracing.index_maps import IndexMap, leaves
-from opifex.training.multilevel.transfer.tracing.program import Path, Value
+from opifex.training.multilevel.transfer.tracing.program import Path, Value, named
 
 __all__ = ["FORM", "UnfollowedError", "axes_behind", "carries", "contracted_axes"]
 
-FORM = frozenset(
+FORM = named(
     """broadcast_in_dim complex concatenate convert_element_type imag mul neg real reshape rev slice
-    squeeze transpose split div""".split()
+    squeeze transpose split div"""
 )
 """Operations that change the form of an array, or its sign or size, but not what it is."""
 
@@ -64,7 +64,7 @@ def axes_behind(
     if name == "broadcast_in_dim":
         kept = list(settings["broadcast_dimensions"])
         return [(inputs[0], kept.index(axis))] if axis in kept else []
-    if name == "squeeze" or name.startswith("reduce_") and "axes" in settings:
+    if name == "squeeze" or (name.startswith("reduce_") and "axes" in settings):
         dropped = settings["dimensions" if name == "squeeze" else "axes"]
         kept = [a for a in range(inputs[0].ndim) if a not in dropped]
         return [(inputs[0], kept[axis])]
@@ -90,9 +90,7 @@ def axes_behind(
         window = [a for a in range(inputs[0].ndim) if a not in fixed]
         update = numbers.update_window_dims[window.index(axis)]
         return [(inputs[0], axis), (inputs[2], update)]
-    return [
-        (i, axis - value.ndim + i.ndim) for i in inputs if axis - value.ndim + i.ndim >= 0
-    ]
+    return [(i, axis - value.ndim + i.ndim) for i in inputs if axis - value.ndim + i.ndim >= 0]
 
 
 def contracted_axes(found: Correspondence) -> set[tuple[Path, int]]:

@@ -33,15 +33,36 @@ class Constants:
         """Whether a value depends on neither parameters nor inputs."""
         known = self._constant.get(id(value))
         if known is None:
-            producer = value.producer
-            known = value.constant is not None or (
-                producer is not None
-                and producer.primitive is not None
-                and not producer.primitive.multiple_results
-                and all(map(self.is_constant, producer.inputs))
+            made_by = value.producer
+            primitive = None if made_by is None else made_by.primitive
+            known = not jax.numpy.issubdtype(value.dtype, jax.dtypes.extended) and (
+                value.constant is not None
+                or (
+                    made_by is not None
+                    and primitive is not None
+                    and not primitive.multiple_results
+                    and all(map(self.is_constant, made_by.inputs))
+                )
             )
             self._constant[id(value)] = known
         return known
+
+    def same(self, a: Value, b: Value) -> bool:
+        """Whether two constants are computed in the same way from the same numbers."""
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if a.constant is not None or b.constant is not None:
+            both = a.constant is not None and b.constant is not None
+            return both and bool(np.array_equal(a.constant, b.constant))
+        first, second = a.producer, b.producer
+        assert first is not None
+        assert second is not None
+        return (
+            first.name == second.name
+            and first.settings == second.settings
+            and len(first.inputs) == len(second.inputs)
+            and all(map(self.same, first.inputs, second.inputs))
+        )
 
     def value(self, value: Value) -> np.ndarray | None:
         """The value of a constant; ``None`` if it would be too large to be worked out."""
@@ -64,7 +85,9 @@ class Constants:
             else:
                 with jax.ensure_compile_time_eval():
                     result = np.asarray(
-                        operation.primitive.bind(*map(jax.numpy.asarray, inputs), **operation.settings)
+                        operation.primitive.bind(
+                            *map(jax.numpy.asarray, inputs), **operation.settings
+                        )
                     )
         self._values[id(value)] = result
         return result

@@ -20,7 +20,7 @@ import numpy as np
 from opifex.training.multilevel.transfer.tracing.constants import Constants
 from opifex.training.multilevel.transfer.tracing.index_maps import (
     IndexMap,
-    MapConflict,
+    MapConflictError,
     concatenated,
     factored,
     known,
@@ -37,6 +37,7 @@ from opifex.training.multilevel.transfer.tracing.program import (
     Path,
     Program,
     Value,
+    named,
     needed,
     path_text,
 )
@@ -114,7 +115,7 @@ class Correspondence:
         """The maps of its axes."""
         found = self.tensors[id(value)].maps
         if found is None:
-            raise MapConflict("a constant shrinks from the coarse to the fine level")
+            raise MapConflictError("a constant shrinks from the coarse to the fine level")
         return found
 
     def users(self) -> dict[int, list[Operation]]:
@@ -126,12 +127,12 @@ class Correspondence:
         return found
 
 
-_ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-    complex conj convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge
-    gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow
-    real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh
-    xor branches""".split()
+_ELEMENTWISE = named(
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
+    clamp complex conj convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2
+    expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne
+    neg nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt
+    square stop_gradient sub tan tanh xor branches"""
 )
 _ALONG = {
     "argmax": "axes",
@@ -150,14 +151,14 @@ _ALONG = {
 }
 """Operations that treat some axes as sequences, and the setting that names these axes."""
 
-_PASSES_FACTOR = frozenset(
+_PASSES_FACTOR = named(
     """broadcast_in_dim carry carried conj convert_element_type cumsum dynamic_slice fft gather imag
-    neg real reduce_max reduce_min reduce_sum reduce_window_sum reduce_window_max reshape rev scatter-add
-    slice split squeeze steps stop_gradient transpose reduce_precision""".split()
+    neg real reduce_max reduce_min reduce_sum reduce_window_sum reduce_window_max reshape rev
+    scatter-add slice split squeeze steps stop_gradient transpose reduce_precision"""
 ) | {"step of"}
-_EQUAL_FACTORS = frozenset(
-    "add add_any sub max min select_n concatenate carried complex clamp pad branches scatter "
-    "dynamic_update_slice scatter-add".split()
+_EQUAL_FACTORS = named(
+    """add add_any sub max min select_n concatenate carried complex clamp pad branches scatter
+    dynamic_update_slice scatter-add"""
 )
 
 
@@ -237,13 +238,22 @@ def correspondence(coarse: Program, fine: Program) -> Correspondence:
     _check_added(fine, theirs, added)
     found.operations = theirs
     walk = _Walk(found)
-    for mine, other in zip(ours, theirs, strict=False):
-        walk.step(mine, other)
-    if len(ours) != len(theirs):
-        longer, name = (ours, "coarse") if len(ours) > len(theirs) else (theirs, "fine")
-        extra = longer[min(len(ours), len(theirs))]
+    rest = list(reversed(ours))
+    for operation in theirs:
+        mine = rest.pop() if rest else None
+        if operation.name == "slice" and (mine is None or mine.name != "slice"):
+            # The coarse level takes all there is, which leaves no trace.
+            rest += [mine] if mine is not None else []
+            mine = walk.whole(operation)
+        if mine is None:
+            raise StructureError(
+                f"the fine model computes {operation.name} at {operation.place}, which the coarse one "
+                "does not"
+            )
+        walk.step(mine, operation)
+    if rest:
         raise StructureError(
-            f"the {name} model computes {extra.name} at {extra.place}, which the other one does not"
+            f"the coarse model computes {rest[-1].name} at {rest[-1].place}, which the fine one does not"
         )
     walk.end()
     return found
@@ -313,11 +323,25 @@ class _Walk:
         both = self.constants.is_constant(coarse), self.constants.is_constant(fine)
         if known_tensor is None and all(both):
             known_tensor = self.found.tensors[id(fine)] = self._constant(coarse, fine)
+        if known_tensor is None and coarse.constant is not None and fine.constant is not None:
+            # Random keys, whose values nobody compares.
+            known_tensor = self.found.tensors[id(fine)] = Tensor(_pairs(coarse, fine), 1.0, coarse)
         if known_tensor is None or (known_tensor.coarse is not coarse and not all(both)):
             raise StructureError(
                 f"the two models differ at {place}: an operand there comes from elsewhere"
             )
         return known_tensor
+
+    def whole(self, other: Operation) -> Operation:
+        """The slice of all of a coarse array, where the fine program takes a part of its own."""
+        tensor = self.found.tensors.get(id(other.inputs[0]))
+        value = tensor.coarse if tensor is not None else other.inputs[0]
+        settings = {
+            "start_indices": (0,) * value.ndim,
+            "limit_indices": value.shape,
+            "strides": None,
+        }
+        return Operation(other.name, other.primitive, settings, [value], [value], other.place)
 
     def step(self, mine: Operation, other: Operation) -> None:
         """Pair the results of one operation of each program."""
@@ -336,10 +360,10 @@ class _Walk:
                 for a, b in zip(mine.inputs, other.inputs, strict=True)
             ]
             if any(t.maps is None for t in tensors) and mine.name != "concatenate":
-                raise MapConflict("a constant shrinks from the coarse to the fine level")
+                raise MapConflictError("a constant shrinks from the coarse to the fine level")
             maps = self._maps(mine, other, tensors)
             ratio = self._ratio(other, tensors, places)
-        except MapConflict as error:
+        except MapConflictError as error:
             raise StructureError(f"{other.name} at {places}: {error}") from None
         for a, b, of_one in zip(mine.outputs, other.outputs, maps, strict=True):
             sizes = [(m.coarse, m.fine) for m in of_one]
@@ -358,7 +382,7 @@ class _Walk:
         if rule is not None:
             return rule(mine, other, [t.maps for t in tensors])
         if any(m.grows for t in tensors for m in t.maps or ()):
-            raise MapConflict("it is not known what this operation does to an axis that grows")
+            raise MapConflictError("it is not known what this operation does to an axis that grows")
         return [_pairs(a, b) for a, b in zip(mine.outputs, other.outputs, strict=True)]
 
     def end(self) -> None:
@@ -378,7 +402,9 @@ class _Walk:
 
     def _constant(self, coarse: Value, fine: Value) -> Tensor:
         if coarse.ndim != fine.ndim:
-            raise MapConflict(f"a constant has shape {coarse.shape} and {fine.shape}")
+            raise MapConflictError(f"a constant has shape {coarse.shape} and {fine.shape}")
+        if self.constants.same(coarse, fine):
+            return Tensor(_pairs(coarse, fine), 1.0, coarse)
         numbers = self.constants.uniform(coarse), self.constants.uniform(fine)
         shrinks = any(f < c for c, f in zip(coarse.shape, fine.shape, strict=True))
         if numbers[0] is not None and numbers[1] is not None:
@@ -389,7 +415,7 @@ class _Walk:
             return Tensor(_pairs(coarse, fine), ratio, coarse)
         values = self.constants.value(coarse), self.constants.value(fine)
         if shrinks or values[0] is None or values[1] is None:
-            raise MapConflict(f"a constant changes from shape {coarse.shape} to {fine.shape}")
+            raise MapConflictError(f"a constant changes from shape {coarse.shape} to {fine.shape}")
         maps = _matched(np.asarray(values[0]), np.asarray(values[1]))
         return Tensor(maps, 1.0, coarse)
 
@@ -513,7 +539,9 @@ class _Walk:
         for user in self.users.get(id(result), ()):
             if user.name in ("div", "mul"):
                 divisor = user.inputs[1 - user.inputs.index(result)]
-                number = self.constants.uniform(divisor) if self.constants.is_constant(divisor) else None
+                number = (
+                    self.constants.uniform(divisor) if self.constants.is_constant(divisor) else None
+                )
                 full = math.prod(other.inputs[0].shape[axis] for axis in other.settings["axes"])
                 if number and (number if user.name == "div" else 1 / number) == full:
                     return growth
@@ -534,7 +562,7 @@ class _Walk:
                 if len(of_one) <= axis or (of_one[axis].fine == 1 and sizes[1] != 1):
                     continue
                 if of_one[axis].coarse == 1 and sizes[0] != 1:
-                    raise MapConflict("an axis is repeated on the coarse level only")
+                    raise MapConflictError("an axis is repeated on the coarse level only")
                 found = of_one[axis] if found is None else unified(found, of_one[axis])
             result.append(unknown(*sizes) if found is None else found)
         return [result]
@@ -556,7 +584,7 @@ class _Walk:
         lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
         groups = mine.settings["feature_group_count"], other.settings["feature_group_count"]
         if other.settings["batch_group_count"] != 1:
-            raise MapConflict("groups of a batch have no rule")
+            raise MapConflictError("groups of a batch have no rule")
         features, made = field_maps[lhs[1]], kernel_maps[rhs[0]]
         if groups == (1, 1):
             unified(features, kernel_maps[rhs[1]])
@@ -571,12 +599,15 @@ class _Walk:
         result[out[0]], result[out[1]] = field_maps[lhs[0]], made
         for number, (a, k, o) in enumerate(zip(lhs[2:], rhs[2:], out[2:], strict=True)):
             if field_maps[a].grows:
-                raise MapConflict("a convolution runs along an axis that grows")
+                raise MapConflictError("a convolution runs along an axis that grows")
             if kernel_maps[k].grows:
                 # The old entries of a larger kernel are where the padding keeps them.
                 pads = [o_.settings["padding"][number][0] for o_ in (mine, other)]
                 shift = (pads[1] - pads[0]) // other.settings["rhs_dilation"][number]
-                unified(kernel_maps[k], known(np.arange(kernel_maps[k].coarse) + shift, kernel_maps[k].fine))
+                unified(
+                    kernel_maps[k],
+                    known(np.arange(kernel_maps[k].coarse) + shift, kernel_maps[k].fine),
+                )
             result[o] = unknown(mine.outputs[0].shape[o], other.outputs[0].shape[o])
         if any(kernel_maps[axis].grows for axis in rhs[1:]):
             self._need("contraction", other.outputs[0], rhs[1:], other.place)
@@ -589,7 +620,9 @@ class _Walk:
             if other.name == "reduce_sum":
                 if self._mean_growth(other, maps[0]) is None:
                     self._need("vanish", other.inputs[0], grown, other.place)
-            elif all(leaf.fine % leaf.coarse == 0 for axis in grown for leaf in leaves(maps[0][axis])):
+            elif all(
+                leaf.fine % leaf.coarse == 0 for axis in grown for leaf in leaves(maps[0][axis])
+            ):
                 self._need("repeat", other.inputs[0], grown, other.place)
             else:
                 self.found.obstacles.append(
@@ -611,12 +644,12 @@ class _Walk:
         sizes = list(zip(mine.outputs[0].shape, other.outputs[0].shape, strict=True))
         result = [unknown(*s) for s in sizes]
         if mine.settings["broadcast_dimensions"] != other.settings["broadcast_dimensions"]:
-            raise MapConflict("the levels repeat other axes")
+            raise MapConflictError("the levels repeat other axes")
         for m, axis in zip(maps[0], other.settings["broadcast_dimensions"], strict=True):
             if (m.coarse, m.fine) == sizes[axis]:
                 result[axis] = m
             elif m.fine != 1:
-                raise MapConflict("an axis is repeated on the coarse level only")
+                raise MapConflictError("an axis is repeated on the coarse level only")
         return [result]
 
     def _slice(self, mine: Any, other: Any, maps: Any) -> list[list[IndexMap]]:
@@ -672,13 +705,13 @@ class _Walk:
                 continue
             size = other.outputs[0].shape[axis]
             if mine.outputs[0].shape[axis] != size:
-                raise MapConflict("a part of a concatenation shrinks")
+                raise MapConflictError("a part of a concatenation shrinks")
             result.append(same(size))
             start_c = start_f = 0
             for part, value, counterpart in zip(maps, other.inputs, mine.inputs, strict=True):
                 if part is None:
                     if self.constants.uniform(value) != 0:
-                        raise MapConflict("a part of a concatenation shrinks that is not zero")
+                        raise MapConflictError("a part of a concatenation shrinks that is not zero")
                 elif part[axis].fine:
                     m = part[axis]
                     unified(m, known(np.arange(m.coarse) + start_c - start_f, m.fine))
@@ -698,11 +731,13 @@ class _Walk:
             if not m.grows:
                 result.append(unknown(*sizes))
             elif inner_c or inner_f or min(low_c, high_c, low_f, high_f) < 0:
-                raise MapConflict("an axis that grows is padded inside, or cut")
+                raise MapConflictError("an axis that grows is padded inside, or cut")
             elif sizes[0] == sizes[1]:
                 # Where the fine level has data, the coarse one has the value of the padding.
                 if self.constants.uniform(other.inputs[1]) != 0:
-                    raise MapConflict("an axis that grows is padded by something else than zero")
+                    raise MapConflictError(
+                        "an axis that grows is padded by something else than zero"
+                    )
                 unified(m, known(np.arange(m.coarse) + low_c - low_f, m.fine))
                 self._need("vanish", other.inputs[0], [axis], other.place)
                 result.append(same(sizes[0]))
@@ -722,7 +757,7 @@ class _Walk:
                 starts = [self.constants.value(o.inputs[1 + axis]) if self.constants.is_constant(
                     o.inputs[1 + axis]) else None for o in (mine, other)]  # fmt: skip
                 if starts[0] is None or starts[1] is None:
-                    raise MapConflict("a part of an axis that grows is chosen by data")
+                    raise MapConflictError("a part of an axis that grows is chosen by data")
                 a, b = (int(s) for s in starts if s is not None)
                 result.append(sliced(m, (a, a + size_c), (b, b + size_f)))
         return [result]
@@ -732,13 +767,13 @@ class _Walk:
             if (whole.coarse, whole.fine) == (part.coarse, part.fine):
                 unified(whole, part)
             elif whole.grows or part.grows:
-                raise MapConflict("a part of an axis that grows is replaced")
+                raise MapConflictError("a part of an axis that grows is replaced")
         return [list(maps[0])]
 
     def _transform(self, mine: Any, other: Any, maps: Any) -> list[list[IndexMap]]:
         first = len(maps[0]) - len(other.settings["fft_lengths"])
         if any(m.grows for m in maps[0][first:]):
-            raise MapConflict("a Fourier transform runs along an axis that grows")
+            raise MapConflictError("a Fourier transform runs along an axis that grows")
         shapes = zip(mine.outputs[0].shape[first:], other.outputs[0].shape[first:], strict=True)
         return [[*maps[0][:first], *(unknown(*sizes) for sizes in shapes)]]
 
@@ -746,9 +781,11 @@ class _Walk:
         numbers = other.settings["dimension_numbers"]
         operand, indices = maps[0], maps[1][:-1]
         if mine.settings["dimension_numbers"] != numbers:
-            raise MapConflict("the levels index in other ways")
+            raise MapConflictError("the levels index in other ways")
         batch = numbers.operand_batching_dims
-        window = [a for a in range(len(operand)) if a not in (*numbers.collapsed_slice_dims, *batch)]
+        window = [
+            a for a in range(len(operand)) if a not in (*numbers.collapsed_slice_dims, *batch)
+        ]
         for a, i in zip(batch, numbers.start_indices_batching_dims, strict=True):
             unified(operand[a], indices[i])
         taken_maps: dict[int, IndexMap] = {}
@@ -771,11 +808,13 @@ class _Walk:
                 elif len(numbers.start_index_map) == 1 and len(indices) == 1:
                     indices = [taken(m, *starts)]
                 else:
-                    raise MapConflict("an axis that grows is indexed together with another one")
+                    raise MapConflictError(
+                        "an axis that grows is indexed together with another one"
+                    )
             else:
                 starts = self._starts(mine, other, axis)
                 if starts is None or starts[0].size != 1 or starts[1].size != 1:
-                    raise MapConflict("a part of an axis that grows is chosen by data")
+                    raise MapConflictError("a part of an axis that grows is chosen by data")
                 a, b = int(starts[0][0]), int(starts[1][0])
                 taken_maps[axis] = sliced(m, (a, a + size_c), (b, b + size_f))
         result: list[IndexMap] = []
@@ -802,17 +841,17 @@ class _Walk:
 
     def _scatter(self, mine: Any, other: Any, maps: Any) -> list[list[IndexMap]]:
         numbers = other.settings["dimension_numbers"]
-        operand, indices, updates = maps
+        operand, _, updates = maps
         fixed = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
         window = [axis for axis in range(len(operand)) if axis not in fixed]
         for axis, u in zip(window, numbers.update_window_dims, strict=True):
             if (operand[axis].coarse, operand[axis].fine) == (updates[u].coarse, updates[u].fine):
                 unified(operand[axis], updates[u])
             elif operand[axis].grows or updates[u].grows:
-                raise MapConflict("a part of an axis that grows is replaced")
+                raise MapConflictError("a part of an axis that grows is replaced")
         others = [u for axis, u in enumerate(updates) if axis not in numbers.update_window_dims]
         if any(u.grows for u in others) or any(operand[axis].grows for axis in fixed):
-            raise MapConflict("entries of an axis that grows are chosen by data")
+            raise MapConflictError("entries of an axis that grows are chosen by data")
         return [list(operand)]
 
     def _along(self, mine: Any, other: Any, maps: Any) -> list[list[IndexMap]]:
@@ -822,7 +861,7 @@ class _Walk:
         else:
             axes = list(setting) if isinstance(setting, tuple | list) else [setting]
         if any(m.grows for axis in axes for m in (maps[0][axis],)):
-            raise MapConflict("it runs along an axis that grows")
+            raise MapConflictError("it runs along an axis that grows")
         kept = list(maps[0])
         for of_one in maps[1:]:
             if len(of_one) == len(kept):
@@ -845,7 +884,7 @@ class _Walk:
 
     def _step_of(self, mine: Any, other: Any, maps: Any) -> list[list[IndexMap]]:
         if maps[0][0].grows:
-            raise MapConflict(
+            raise MapConflictError(
                 "a loop over layers becomes longer; write the layers out, so that each added one can be "
                 "a term of a sum"
             )
@@ -869,20 +908,22 @@ def _regrouped(old: list[IndexMap], new: list[tuple[int, int]]) -> list[IndexMap
             old.pop(0)
             continue
         if not old or not new:
-            raise MapConflict("the axes of a reshape do not line up")
+            raise MapConflictError("the axes of a reshape do not line up")
         group_old, group_new = [old.pop(0)], [new.pop(0)]
         while True:
             sizes_old = [math.prod(getattr(m, s) for m in group_old) for s in ("coarse", "fine")]
             sizes_new = [math.prod(size[s] for size in group_new) for s in (0, 1)]
             if sizes_old == sizes_new:
                 break
-            if sizes_old[1] < sizes_new[1] or (sizes_old[1] == sizes_new[1] and sizes_old[0] < sizes_new[0]):
+            if sizes_old[1] < sizes_new[1] or (
+                sizes_old[1] == sizes_new[1] and sizes_old[0] < sizes_new[0]
+            ):
                 if not old:
-                    raise MapConflict("the axes of a reshape do not line up")
+                    raise MapConflictError("the axes of a reshape do not line up")
                 group_old.append(old.pop(0))
             else:
                 if not new:
-                    raise MapConflict("the axes of a reshape do not line up")
+                    raise MapConflictError("the axes of a reshape do not line up")
                 group_new.append(new.pop(0))
         merged = multiplied(group_old)
         pieces: list[IndexMap] = []
@@ -897,11 +938,13 @@ def _regrouped(old: list[IndexMap], new: list[tuple[int, int]]) -> list[IndexMap
 
 def _matched(coarse: np.ndarray, fine: np.ndarray) -> list[IndexMap]:
     """Where the entries of a coarse constant are found in the fine one."""
-    grown = [axis for axis, (c, f) in enumerate(zip(coarse.shape, fine.shape, strict=True)) if c != f]
+    grown = [
+        axis for axis, (c, f) in enumerate(zip(coarse.shape, fine.shape, strict=True)) if c != f
+    ]
     maps = [unknown(c, f) for c, f in zip(coarse.shape, fine.shape, strict=True)]
     if not grown:
         if not np.array_equal(coarse, fine, equal_nan=coarse.dtype.kind in "fc"):
-            raise MapConflict("a constant has other values on the fine level")
+            raise MapConflictError("a constant has other values on the fine level")
         return maps
     if len(grown) == 1:
         axis = grown[0]
@@ -911,18 +954,22 @@ def _matched(coarse: np.ndarray, fine: np.ndarray) -> list[IndexMap]:
             rows.setdefault(row, []).append(index)
         try:
             places = [
-                rows[np.ascontiguousarray(np.take(coarse, i, axis)).astype(fine.dtype).tobytes()].pop()
+                rows[
+                    np.ascontiguousarray(np.take(coarse, i, axis)).astype(fine.dtype).tobytes()
+                ].pop()
                 for i in range(coarse.shape[axis])
             ]
         except (KeyError, IndexError):
-            raise MapConflict(
+            raise MapConflictError(
                 "a constant of the coarse model is no part of that of the fine model"
             ) from None
         maps[axis] = known(np.array(places), fine.shape[axis])
         return maps
     block = tuple(slice(0, size) for size in coarse.shape)
     if not np.array_equal(fine[block], coarse):
-        raise MapConflict("a constant of the coarse model is no part of that of the fine model")
+        raise MapConflictError(
+            "a constant of the coarse model is no part of that of the fine model"
+        )
     for axis in grown:
         maps[axis] = known(np.arange(coarse.shape[axis]), fine.shape[axis])
     return maps

@@ -20,7 +20,7 @@ import numpy as np
 
 __all__ = [
     "IndexMap",
-    "MapConflict",
+    "MapConflictError",
     "concatenated",
     "factored",
     "known",
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-class MapConflict(ValueError):
+class MapConflictError(ValueError):
     """Two operations of a model ask for different places of the same coarse entries."""
 
 
@@ -57,7 +57,7 @@ class IndexMap:
 
     def __init__(self, coarse: int, fine: int) -> None:
         if fine < coarse:
-            raise MapConflict(f"an axis shrinks from {coarse} to {fine}")
+            raise MapConflictError(f"an axis shrinks from {coarse} to {fine}")
         self.coarse, self.fine = coarse, fine
         self.kind: Literal["unknown", "known", "concatenation", "product"] = "unknown"
         self.array: np.ndarray | None = None
@@ -90,10 +90,12 @@ def known(array: np.ndarray, fine: int) -> IndexMap:
     term = IndexMap(len(array), fine)
     if not term.grows:
         if not np.array_equal(array, np.arange(fine)):
-            raise MapConflict("the entries of an axis that does not grow change their order")
+            raise MapConflictError("the entries of an axis that does not grow change their order")
         return term
-    if len(array) and (len(np.unique(array)) < len(array) or array.min() < 0 or array.max() >= fine):
-        raise MapConflict("two coarse entries share a place on the fine level")
+    if len(array) and (
+        len(np.unique(array)) < len(array) or array.min() < 0 or array.max() >= fine
+    ):
+        raise MapConflictError("two coarse entries share a place on the fine level")
     term._know(array)
     return term
 
@@ -216,7 +218,7 @@ def _divide(term: IndexMap, coarse: int, fine: int) -> tuple[IndexMap, IndexMap]
     if (coarse, fine) == _sizes(term):
         return term, same(0)
     if not (0 <= coarse <= fine and 0 <= term.coarse - coarse <= term.fine - fine):
-        raise MapConflict(
+        raise MapConflictError(
             f"an axis of {term.coarse} and {term.fine} entries is divided behind {coarse} and {fine}"
         )
     if term.kind == "unknown":
@@ -236,13 +238,16 @@ def _divide(term: IndexMap, coarse: int, fine: int) -> tuple[IndexMap, IndexMap]
         return concatenated(before), concatenated(rest)
     if term.kind == "product":
         first, inner = _root(term.parts[0]), multiplied(term.parts[1:])
-        (outer_c, rest_c), (outer_f, rest_f) = divmod(coarse, inner.coarse), divmod(fine, inner.fine)
+        (outer_c, rest_c), (outer_f, rest_f) = (
+            divmod(coarse, inner.coarse),
+            divmod(fine, inner.fine),
+        )
         if rest_c == rest_f == 0:
             left, right = _divide(first, outer_c, outer_f)
             return multiplied([left, inner]), multiplied([right, inner])
     array = resolved(term)
     if np.any(array[:coarse] >= fine) or np.any(array[coarse:] < fine):
-        raise MapConflict("a part of an axis is not a part of it on the other level")
+        raise MapConflictError("a part of an axis is not a part of it on the other level")
     return known(array[:coarse], fine), known(array[coarse:] - fine, term.fine - fine)
 
 
@@ -258,7 +263,9 @@ def taken(term: IndexMap, coarse: np.ndarray, fine: np.ndarray) -> IndexMap:
     try:
         return known(np.array([places[int(i)] for i in resolved(term)[coarse]], int), len(fine))
     except KeyError:
-        raise MapConflict("the coarse level takes entries of an axis that the fine level drops") from None
+        raise MapConflictError(
+            "the coarse level takes entries of an axis that the fine level drops"
+        ) from None
 
 
 def sliced(term: IndexMap, coarse: tuple[int, int], fine: tuple[int, int]) -> IndexMap:
@@ -266,11 +273,13 @@ def sliced(term: IndexMap, coarse: tuple[int, int], fine: tuple[int, int]) -> In
     try:
         rest, _ = _divide(term, coarse[1], fine[1])
         return _divide(rest, coarse[0], fine[0])[1]
-    except MapConflict:
+    except MapConflictError:
         return taken(term, np.arange(*coarse), np.arange(*fine))
 
 
-def factored(term: IndexMap, outer: tuple[int, int], inner: tuple[int, int]) -> tuple[IndexMap, IndexMap]:
+def factored(
+    term: IndexMap, outer: tuple[int, int], inner: tuple[int, int]
+) -> tuple[IndexMap, IndexMap]:
     """The maps of the two axes into which one is split; sizes are (coarse, fine).
 
     Args:
@@ -313,23 +322,23 @@ def factored(term: IndexMap, outer: tuple[int, int], inner: tuple[int, int]) -> 
             unified(last, other)
         return concatenated([first for first, _ in pairs]), last
     table = resolved(term).reshape(outer[0], inner[0])
-    first, last = table[:, 0] // inner[1], table[0] % inner[1]
-    if not np.array_equal(table, first[:, None] * inner[1] + last):
-        raise MapConflict("an axis that is split consists of other parts on the other level")
-    return known(first, outer[1]), known(last, inner[1])
+    outside, inside = table[:, 0] // inner[1], table[0] % inner[1]
+    if not np.array_equal(table, outside[:, None] * inner[1] + inside):
+        raise MapConflictError("an axis that is split consists of other parts on the other level")
+    return known(outside, outer[1]), known(inside, inner[1])
 
 
 def unified(a: IndexMap, b: IndexMap) -> IndexMap:
     """The one map that two axes have, from now on.
 
     Raises:
-        MapConflict: if they cannot have the same.
+        MapConflictError: if they cannot have the same.
     """
     a, b = _root(a), _root(b)
     if a is b:
         return a
     if _sizes(a) != _sizes(b):
-        raise MapConflict(
+        raise MapConflictError(
             f"an axis that grows from {a.coarse} to {a.fine} meets one from {b.coarse} to {b.fine}"
         )
     if not a.grows:
@@ -338,14 +347,14 @@ def unified(a: IndexMap, b: IndexMap) -> IndexMap:
         a, b = b, a
     if b.kind == "unknown":
         if any(b is leaf for leaf in leaves(a)):
-            raise MapConflict("an axis would be a part of itself")
+            raise MapConflictError("an axis would be a part of itself")
         b.linked = a
         return a
     if a.kind == "known":
         a, b = b, a
     if a.kind == "known":
         if not np.array_equal(resolved(a), resolved(b)):
-            raise MapConflict("the same entries would have to be at two places")
+            raise MapConflictError("the same entries would have to be at two places")
         b.linked = a
         return a
     if a.kind == "product" and b.kind == "concatenation":
@@ -363,7 +372,7 @@ def unified(a: IndexMap, b: IndexMap) -> IndexMap:
                 rest, last = factored(rest, outer, _sizes(part))
                 unified(part, last)
             unified(_root(a.parts[0]), rest)
-    except MapConflict:
+    except MapConflictError:
         if not np.array_equal(resolved(a), resolved(b)):
             raise
     if _root(a) is not _root(b):

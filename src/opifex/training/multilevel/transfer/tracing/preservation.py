@@ -2,9 +2,9 @@
 
 Every `Need` is followed backwards through the fine program until parameters are reached. A product is
 kept free of new entries by zeros in that factor which is a parameter; where neither is one (the scores
-of attention), by zeros in what makes one of them. A value is zero where all terms of a sum, or one factor
-of a product, are zero there, and functions with $f(0) = 0$ pass that on. Of several ways the one is taken
-that sets the fewest numbers to zero.
+of attention), by zeros in what makes one of them. A value is zero where all terms of a sum, or one
+factor of a product, are zero there, and functions with $f(0) = 0$ pass that on. Of several ways the one
+is taken that sets the fewest numbers to zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from opifex.training.multilevel.transfer.tracing.index_maps import (
     old_entries,
     source_entries,
 )
-from opifex.training.multilevel.transfer.tracing.program import Path, Value, path_text
+from opifex.training.multilevel.transfer.tracing.program import Path, Value, named, path_text
 
 __all__ = ["Preservation", "preservation"]
 
@@ -37,7 +37,8 @@ class _ImpossibleError(Exception):
     """A value cannot be made zero, or be made to repeat itself."""
 
 
-Zeros = dict[Path, np.ndarray]
+Mask = np.ndarray[Any, Any]
+Zeros = dict[Path, Mask]
 
 
 @dataclass
@@ -56,12 +57,12 @@ class Preservation:
     obstacles: list[str] = field(default_factory=list)
 
 
-_KEEPS_ZERO = frozenset(
-    """abs asin asinh atan atanh cbrt ceil conj convert_element_type cumsum erf erf_inv expm1 floor imag
-    integer_pow log1p neg real reduce_precision round sign sin sinh sqrt square stop_gradient tan
-    tanh""".split()
+_KEEPS_ZERO = named(
+    """abs asin asinh atan atanh cbrt ceil conj convert_element_type cumsum erf erf_inv expm1 floor
+    imag integer_pow log1p neg real reduce_precision round sign sin sinh sqrt square
+    stop_gradient tan tanh"""
 )
-_ALL_ZERO = frozenset("add add_any sub max min complex carried branches select_n".split())
+_ALL_ZERO = named("""add add_any sub max min complex carried branches select_n""")
 
 
 def preservation(found: Correspondence) -> Preservation:
@@ -87,16 +88,16 @@ def _described(need: Need) -> str:
     }[need.kind]
 
 
-def _reduced(mask: np.ndarray, shape: Sequence[int], offset: int) -> np.ndarray:
+def _reduced(mask: Mask, shape: Sequence[int], offset: int) -> Mask:
     """A mask of a result for an operand which is repeated along some of its axes."""
-    mask = mask.any(axis=tuple(range(offset)))
+    mask = np.any(mask, axis=tuple(range(offset)))
     for axis, size in enumerate(shape):
         if size == 1 and mask.shape[axis] != 1:
-            mask = mask.any(axis=axis, keepdims=True)
+            mask = np.any(mask, axis=axis, keepdims=True)
     return mask
 
 
-def _compressed(mask: np.ndarray) -> np.ndarray:
+def _compressed(mask: Mask) -> Mask:
     """A mask without the axes along which it is constant."""
     for axis in range(mask.ndim):
         if mask.shape[axis] > 1:
@@ -113,6 +114,8 @@ class _Solver:
         self.found = found
         self.result = Preservation()
         self.users = found.users()
+        self.seen: dict[tuple[int, bytes], Zeros] = {}
+        self.impossible: dict[tuple[int, bytes], str] = {}
 
     # -- needs ----------------------------------------------------------------------------------
 
@@ -134,14 +137,14 @@ class _Solver:
         for path, mask in zeros.items():
             self.result.zeros[path] = self.result.zeros.get(path, np.zeros((), bool)) | mask
 
-    def old(self, value: Value, axis: int) -> np.ndarray:
+    def old(self, value: Value, axis: int) -> Mask:
         """Which entries of an axis are old, ready to be broadcast."""
         old = old_entries(self.found.maps(value)[axis])
         if old.all():
             old = old[:1]
         return old.reshape([-1 if a == axis else 1 for a in range(value.ndim)])
 
-    def new(self, value: Value, axes: Sequence[int]) -> np.ndarray:
+    def new(self, value: Value, axes: Sequence[int]) -> Mask:
         """Entries that are new along one of some axes, and old along all others."""
         mask = np.zeros((1,) * value.ndim, bool)
         for axis in axes:
@@ -162,23 +165,23 @@ class _Solver:
         else:
             (axes_l, axes_r), _ = operation.settings["dimension_numbers"]
             candidates = [(left, self.new(left, axes_l)), (right, self.new(right, axes_r))]
-        return self.cheapest(candidates, prefer_parameters=True)
+        return self.cheapest(candidates)
 
-    def cheapest(
-        self, candidates: Sequence[tuple[Value, np.ndarray]], *, prefer_parameters: bool = False
-    ) -> Zeros:
-        """The way to meet one of several needs that sets the fewest numbers to zero."""
+    def cheapest(self, candidates: Sequence[tuple[Value, Mask]]) -> Zeros:
+        """The way to empty a product that touches parameters alone, and as few of them as can be."""
         best: tuple[Any, Zeros] | None = None
         reasons = []
-        for value, mask in candidates:
+        for value, mask in sorted(candidates, key=lambda pair: self.distance(pair[0])):
+            distance = self.distance(value)
             try:
                 zeros = self.zero(value, mask)
             except _ImpossibleError as error:
                 reasons.append(str(error))
                 continue
+            if distance == 0:
+                return zeros
             cost: Any = sum(self.cost(path, m) for path, m in zeros.items())
-            if prefer_parameters:
-                cost = (cost > 0) * (1 + self.distance(value)), cost
+            cost = (cost > 0) * (1 + distance), cost
             if best is None or cost < best[0]:
                 best = cost, zeros
         if best is None:
@@ -209,7 +212,7 @@ class _Solver:
                 found.add(f"{user.name} {number} {user.settings.get('dimension_numbers')}")
         return found
 
-    def cost(self, path: Path, mask: np.ndarray) -> int:
+    def cost(self, path: Path, mask: Mask) -> int:
         """How many further entries of a parameter would become zero."""
         already = self.result.zeros.get(path, np.zeros((), bool))
         shape = self.found.fine.parameters[path].shape
@@ -217,30 +220,35 @@ class _Solver:
 
     # -- zeros ----------------------------------------------------------------------------------
 
-    def zero(self, value: Value, mask: np.ndarray) -> Zeros:
+    def zero(self, value: Value, mask: Mask) -> Zeros:
         """Zeros of parameters that make a value vanish where a mask is set."""
-        self.seen: dict[tuple[int, bytes], Zeros] = {}
+        self.seen = {}
         return self._zero(value, _compressed(mask))
 
-    def _zero(self, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero(self, value: Value, mask: Mask) -> Zeros:
         if not mask.any():
             return {}
         key = id(value), mask.tobytes() + repr(mask.shape).encode()
+        if key in self.impossible:
+            raise _ImpossibleError(self.impossible[key])
         if key not in self.seen:
             self.seen[key] = {}  # what a loop carries is zero if it begins and goes on so
             try:
                 self.seen[key] = self._zero_unseen(value, mask)
-            except _ImpossibleError:
+            except _ImpossibleError as error:
                 del self.seen[key]
+                self.impossible[key] = str(error)
                 raise
         return self.seen[key]
 
-    def _zero_unseen(self, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_unseen(self, value: Value, mask: Mask) -> Zeros:
         if value.parameter is not None:
             return self._zero_parameter(value, mask)
         if self.found.constants.is_constant(value):
             number = self.found.constants.value(value)
-            if number is not None and not np.any(np.broadcast_to(mask, value.shape) & (number != 0)):
+            if number is not None and not np.any(
+                np.broadcast_to(mask, value.shape) & (number != 0)
+            ):
                 return {}
             raise _ImpossibleError("a constant there is not zero")
         operation = value.producer
@@ -264,17 +272,17 @@ class _Solver:
         raise _ImpossibleError(f"{name} at {operation.place} does not keep zeros")
 
     @staticmethod
-    def _for_operand(operand: Value, value: Value, mask: np.ndarray) -> np.ndarray:
+    def _for_operand(operand: Value, value: Value, mask: Mask) -> Mask:
         return _reduced(mask, operand.shape, value.ndim - operand.ndim)
 
-    def _all(self, wanted: Sequence[tuple[Value, np.ndarray]]) -> Zeros:
+    def _all(self, wanted: Sequence[tuple[Value, Mask]]) -> Zeros:
         zeros: Zeros = {}
         for value, mask in wanted:
             for path, one in self._zero(value, mask).items():
                 zeros[path] = zeros.get(path, np.zeros((), bool)) | one
         return zeros
 
-    def _any(self, wanted: Sequence[tuple[Value, np.ndarray]]) -> Zeros:
+    def _any(self, wanted: Sequence[tuple[Value, Mask]]) -> Zeros:
         best: tuple[int, Zeros] | None = None
         reasons = []
         for value, mask in wanted:
@@ -290,7 +298,7 @@ class _Solver:
             raise _ImpossibleError("; ".join(dict.fromkeys(reasons)))
         return best[1]
 
-    def _zero_parameter(self, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_parameter(self, value: Value, mask: Mask) -> Zeros:
         path = value.parameter
         assert path is not None
         if id(value) in self.found.tensors:
@@ -301,34 +309,34 @@ class _Solver:
                 raise _ImpossibleError(f"old entries of {path_text(path)} would have to be zero")
         return {path: mask}
 
-    def _zero_dot_general(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_dot_general(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         (contract_l, contract_r), (batch_l, batch_r) = operation.settings["dimension_numbers"]
         left, right = operation.inputs
         n = len(batch_l)
         free_l = [a for a in range(left.ndim) if a not in (*contract_l, *batch_l)]
         free_r = [a for a in range(right.ndim) if a not in (*contract_r, *batch_r)]
 
-        def of(operand: Value, batch: Any, free: Any, first: int) -> np.ndarray:
+        def of(operand: Value, batch: Any, free: Any, first: int) -> Mask:
             keep = [*range(n), *range(first, first + len(free))]
             drop = tuple(a for a in range(mask.ndim) if a not in keep)
-            reduced = mask.any(axis=drop)
+            reduced = np.any(mask, axis=drop)
             order = [*batch, *free]
             shape = [1] * operand.ndim
             for position, axis in enumerate(order):
                 shape[axis] = reduced.shape[position]
             return reduced.transpose(np.argsort(order)).reshape(shape)
 
-        return self._any(
-            [
-                (right, of(right, batch_r, free_r, n + len(free_l))),
-                (left, of(left, batch_l, free_l, n)),
-            ]
-        )
+        wanted = [
+            (right, of(right, batch_r, free_r, n + len(free_l))),
+            (left, of(left, batch_l, free_l, n)),
+        ]
+        direct = [pair for pair in wanted if self.distance(pair[0]) == 0]
+        return self._any(direct or wanted)
 
-    def _zero_conv_general_dilated(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_conv_general_dilated(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         numbers = operation.settings["dimension_numbers"]
         made = numbers.out_spec[1]
-        features = mask.any(axis=tuple(a for a in range(mask.ndim) if a != made))
+        features = np.any(mask, axis=tuple(a for a in range(mask.ndim) if a != made))
         kernel = operation.inputs[1]
         shape = [1] * kernel.ndim
         shape[numbers.rhs_spec[0]] = -1
@@ -337,53 +345,55 @@ class _Solver:
             wanted.append((operation.inputs[0], np.ones((1,) * operation.inputs[0].ndim, bool)))
         return self._any(wanted)
 
-    def _zero_reduce_sum(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_reduce_sum(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         return self._zero(operation.inputs[0], np.expand_dims(mask, operation.settings["axes"]))
 
     _zero_reduce_max = _zero_reduce_min = _zero_reduce_sum
 
-    def _zero_transpose(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_transpose(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         order = np.argsort(operation.settings["permutation"])
         return self._zero(operation.inputs[0], mask.transpose(order))
 
-    def _zero_reshape(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_reshape(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         operand = operation.inputs[0]
         return self._zero(
             operand, _compressed(np.broadcast_to(mask, value.shape).reshape(operand.shape))
         )
 
-    def _zero_squeeze(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
-        return self._zero(operation.inputs[0], np.expand_dims(mask, operation.settings["dimensions"]))
+    def _zero_squeeze(self, operation: Any, value: Value, mask: Mask) -> Zeros:
+        return self._zero(
+            operation.inputs[0], np.expand_dims(mask, operation.settings["dimensions"])
+        )
 
-    def _zero_broadcast_in_dim(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_broadcast_in_dim(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         operand, kept = operation.inputs[0], operation.settings["broadcast_dimensions"]
-        mask = mask.any(axis=tuple(a for a in range(value.ndim) if a not in kept))
+        mask = np.any(mask, axis=tuple(a for a in range(value.ndim) if a not in kept))
         return self._zero(operand, _reduced(mask, operand.shape, 0))
 
-    def _from_positions(self, operation: Any, value: Value, mask: np.ndarray, index: Any) -> Zeros:
+    def _from_positions(self, operation: Any, value: Value, mask: Mask, index: Any) -> Zeros:
         """Of an operation that takes some entries of its operand."""
         operand = operation.inputs[0]
         full = np.zeros(operand.shape, bool)
         full[index] = np.broadcast_to(mask, value.shape)
         return self._zero(operand, _compressed(full))
 
-    def _zero_slice(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_slice(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         starts, ends = operation.settings["start_indices"], operation.settings["limit_indices"]
         steps = operation.settings["strides"] or (1,) * value.ndim
         index = tuple(slice(*bounds) for bounds in zip(starts, ends, steps, strict=True))
         return self._from_positions(operation, value, mask, index)
 
-    def _zero_rev(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_rev(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         return self._zero(operation.inputs[0], np.flip(mask, operation.settings["dimensions"]))
 
-    def _zero_split(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_split(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         number = next(i for i, result in enumerate(operation.outputs) if result is value)
         axis, sizes = operation.settings["axis"], operation.settings["sizes"]
         start = sum(sizes[:number])
         index = (slice(None),) * axis + (slice(start, start + sizes[number]),)
         return self._from_positions(operation, value, mask, index)
 
-    def _zero_concatenate(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_concatenate(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         axis, start, wanted = operation.settings["dimension"], 0, []
         for part in operation.inputs:
             end = start + part.shape[axis]
@@ -392,9 +402,12 @@ class _Solver:
             start = end
         return self._all(wanted)
 
-    def _zero_pad(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_pad(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         operand, filling = operation.inputs
-        if not self.found.constants.is_constant(filling) or self.found.constants.uniform(filling) != 0:
+        if (
+            not self.found.constants.is_constant(filling)
+            or self.found.constants.uniform(filling) != 0
+        ):
             raise _ImpossibleError("it is padded by something else than zero")
         full = np.broadcast_to(mask, value.shape)
         for axis, (low, high, inner) in enumerate(operation.settings["padding_config"]):
@@ -404,58 +417,60 @@ class _Solver:
             full = np.take(full, index, axis)
         return self._zero(operand, _compressed(full))
 
-    def _zero_dynamic_slice(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_dynamic_slice(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         operand = operation.inputs[0]
         for axis, (n, m) in enumerate(zip(operand.shape, value.shape, strict=True)):
             if n != m and mask.shape[axis] != 1:
-                mask = mask.any(axis=axis, keepdims=True)
+                mask = np.any(mask, axis=axis, keepdims=True)
         return self._zero(operand, mask)
 
-    def _zero_dynamic_update_slice(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_dynamic_update_slice(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         operand, update = operation.inputs[:2]
         part = mask
         for axis, (n, m) in enumerate(zip(operand.shape, update.shape, strict=True)):
             if n != m and part.shape[axis] != 1:
-                part = part.any(axis=axis, keepdims=True)
+                part = np.any(part, axis=axis, keepdims=True)
         return self._all([(operand, mask), (update, part)])
 
-    def _zero_gather(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_gather(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         numbers, operand = operation.settings["dimension_numbers"], operation.inputs[0]
         fixed = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
         window = [a for a in range(operand.ndim) if a not in fixed]
-        reduced = mask.any(axis=tuple(a for a in range(value.ndim) if a not in numbers.offset_dims))
+        reduced = np.any(
+            mask, axis=tuple(a for a in range(value.ndim) if a not in numbers.offset_dims)
+        )
         shape = [1] * operand.ndim
         for position, axis in enumerate(window):
             if operation.settings["slice_sizes"][axis] != operand.shape[axis]:
-                reduced = reduced.any(axis=position, keepdims=True)
+                reduced = np.any(reduced, axis=position, keepdims=True)
             shape[axis] = reduced.shape[position]
         return self._zero(operand, reduced.reshape(shape))
 
-    def _zero_scatter_add(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_scatter_add(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         numbers = operation.settings["dimension_numbers"]
         operand, _, updates = operation.inputs
         fixed = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
         window = [a for a in range(operand.ndim) if a not in fixed]
-        reduced = mask.any(axis=fixed)
+        reduced = np.any(mask, axis=fixed)
         shape = [1] * updates.ndim
         for position, (axis, u) in enumerate(zip(window, numbers.update_window_dims, strict=True)):
             if operand.shape[axis] != updates.shape[u]:
-                reduced = reduced.any(axis=position, keepdims=True)
+                reduced = np.any(reduced, axis=position, keepdims=True)
             shape[u] = reduced.shape[position]
         return self._all([(operand, mask), (updates, reduced.reshape(shape))])
 
     _zero_scatter = _zero_scatter_add
 
-    def _zero_fft(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_fft(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         count = len(operation.settings["fft_lengths"])
         axes = tuple(range(value.ndim - count, value.ndim))
-        return self._zero(operation.inputs[0], mask.any(axis=axes, keepdims=True))
+        return self._zero(operation.inputs[0], np.any(mask, axis=axes, keepdims=True))
 
-    def _zero_step_of(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
+    def _zero_step_of(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         return self._zero(operation.inputs[0], mask[None])
 
-    def _zero_steps(self, operation: Any, value: Value, mask: np.ndarray) -> Zeros:
-        return self._zero(operation.inputs[0], mask.any(axis=0))
+    def _zero_steps(self, operation: Any, value: Value, mask: Mask) -> Zeros:
+        return self._zero(operation.inputs[0], np.any(mask, axis=0))
 
     # -- repetitions ----------------------------------------------------------------------------
 

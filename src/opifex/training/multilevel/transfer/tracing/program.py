@@ -23,7 +23,17 @@ from opifex.models import SpectralConv
 
 Path = tuple[Any, ...]
 
-__all__ = ["Operation", "Path", "Program", "Value", "needed", "path_text", "trace", "transferable"]
+__all__ = [
+    "Operation",
+    "Path",
+    "Program",
+    "Value",
+    "named",
+    "needed",
+    "path_text",
+    "trace",
+    "transferable",
+]
 
 
 @dataclass(eq=False)
@@ -88,6 +98,11 @@ class Program:
     inputs: list[Value]
     outputs: list[Value] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
+
+
+def named(text: str) -> frozenset[str]:
+    """The names of operations in a text."""
+    return frozenset(text.split())
 
 
 def path_text(path: Path) -> str:
@@ -252,7 +267,9 @@ class _Writer:
         fixed, carries = settings["num_consts"], settings["num_carry"]
         begun = self.carried(inputs[fixed : fixed + carries], place)
         steps = [
-            self.emit("step of", [x], [jax.ShapeDtypeStruct(x.shape[1:], x.dtype)], place).outputs[0]
+            self.emit("step of", [x], [jax.ShapeDtypeStruct(x.shape[1:], x.dtype)], place).outputs[
+                0
+            ]
             for x in inputs[fixed + carries :]
         ]
         body = [*inputs[:fixed], *(b.outputs[0] for b in begun), *steps]
@@ -275,7 +292,11 @@ def _does_nothing(name: str, settings: Any, inputs: list[Value], shapes: Sequenc
     if name in ("reshape", "broadcast_in_dim", "slice", "squeeze", "reduce_sum", "reduce_max"):
         unchanged = inputs[0].shape == tuple(shapes[0].shape) and settings.get("strides") is None
         return unchanged and len(inputs) == 1 and settings.get("axes", ()) == ()
-    return name == "convert_element_type" and inputs[0].dtype == shapes[0].dtype
+    if name != "convert_element_type":
+        return False
+    # Levels may compute in other precisions: of one and the same program.
+    kinds = [jnp.issubdtype(dtype, jnp.inexact) for dtype in (inputs[0].dtype, shapes[0].dtype)]
+    return inputs[0].dtype == shapes[0].dtype or all(kinds)
 
 
 def trace(
