@@ -29,12 +29,9 @@ from opifex.optimization.second_order import LevenbergMarquardt
 from opifex.problems import Box, Poisson
 from opifex.training.adaptive_sampling import RADSampler, RARDSampler
 from opifex.training.multilevel import (
-    FAN_IN,
-    FAN_OUT,
     CascadeTrainer,
     FaultPolicy,
     JacobianBalancing,
-    LayerAxes,
     Monitor,
     MultilevelAdam,
     MultilevelConfig,
@@ -685,7 +682,6 @@ def _entries() -> list[Entry]:
         ),
         balancing("JacobianBalancing", max_points=value(10)),
         # -- multilevel
-        multilevel("Axis", role=value("fan-in"), centred=value(False), modes=value(False)),
         multilevel("Cascade", stop=value(None)),
         multilevel(
             "CascadeTrainer",
@@ -762,12 +758,6 @@ def _entries() -> list[Entry]:
         multilevel("FullMultigrid", **cycle),
         multilevel("VCycle", **cycle),
         multilevel("WCycle", **cycle),
-        multilevel(
-            "LayerAxes",
-            parameters=value({"kernel": (FAN_IN, FAN_OUT)}),
-            width_preserving=value(True),
-            identity_gates=value(()),
-        ),
         multilevel(
             "LossPlateau", window=value(2), relative_improvement=value(0.1), min_epochs=value(1)
         ),
@@ -939,11 +929,6 @@ def _entries() -> list[Entry]:
             source=value((FIELDS, FIELDS)),
             finest_model=operator,
             budget=value(10),
-        ),
-        multilevel(
-            "register_axes",
-            module_type=value(type("Registered", (nnx.Module,), {})),
-            axes=value(LayerAxes({})),
         ),
         multilevel(
             "resolution_hierarchy",

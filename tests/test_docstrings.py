@@ -59,7 +59,6 @@ WITH_EXAMPLE = {
         "fit_in_stages",
         "prolongate",
         "prolongate_preserving",
-        "register_axes",
         "resolution_hierarchy",
         "restrict",
         "verify_transfer",

@@ -22,7 +22,11 @@ Indices = range | tuple[int, ...]
 
 
 def indices(array: np.ndarray) -> Indices:
-    """Indices as something that can be compared and hashed."""
+    """Indices as something that can be compared and hashed.
+
+    Args:
+        array: the indices.
+    """
     numbers = tuple(int(i) for i in array)
     start = numbers[0] if numbers else 0
     run = range(start, start + len(numbers))
@@ -132,7 +136,12 @@ class Placement:
 
 
 def without(array: Array, mask: Mask) -> Array:
-    """A copy of an array with zeros where a mask is set."""
+    """A copy of an array with zeros where a mask is set.
+
+    Args:
+        array: the array.
+        mask: the mask.
+    """
     if _traced(array):
         return jnp.where(mask.array, jnp.zeros((), array.dtype), array)
     result = np.array(array)
@@ -252,11 +261,20 @@ class TransferPlan(Mapping[Path, Placement]):
 
 
 def entries(tree: Any) -> dict[Path, Any]:
-    """The arrays of an ``nnx.State`` by their paths."""
+    """The arrays of an ``nnx.State`` by their paths.
+
+    Args:
+        tree: the state.
+    """
     return {path: leaf[...] for path, leaf in nnx.to_flat_state(tree)}
 
 
 def replaced(tree: Any, values: dict[Path, Any]) -> Any:
-    """An ``nnx.State`` with other arrays."""
+    """An ``nnx.State`` with other arrays.
+
+    Args:
+        tree: the state.
+        values: the array of each of its paths.
+    """
     flat = [(path, leaf.replace(values[path])) for path, leaf in nnx.to_flat_state(tree)]
     return nnx.from_flat_state(flat)

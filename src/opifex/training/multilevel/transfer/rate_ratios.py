@@ -35,11 +35,8 @@ def rate_ratio(placement: Placement, *, spectral: bool = False) -> float:
     """
     sizes = list(zip(placement.coarse_shape, placement.fine_shape, strict=True))
     modes = len(sizes) - 2 if spectral else 0
-    features = math.prod(
-        coarse / fine
-        for (coarse, fine), contracted in zip(sizes[modes:], placement.fan_in[modes:], strict=True)
-        if contracted
-    )
+    contracted = zip(sizes[modes:], placement.fan_in[modes:], strict=True)
+    features = math.prod((coarse / fine for (coarse, fine), runs in contracted if runs), start=1.0)
     if not modes:
         return features
     # All but the last axis of modes hold the frequencies from -(m - 1) to m - 1.
