@@ -40,6 +40,7 @@ from opifex.training.multilevel import (
     VCycle,
     WCycle,
     create_network_hierarchy,
+    prolongate,
     prolongate_preserving,
 )
 from opifex.training.stopwatch import Stopwatch
@@ -588,26 +589,21 @@ def test_another_method_starts_with_its_own_state() -> None:
         )
 
 
-class Skewed(nnx.Module):
-    """Concatenation behind the hidden layer: old features are no prefix of the new ones."""
+def promising(coarse: nnx.Module, fine: nnx.Module) -> nnx.Module:
+    """Says that it preserves the function, and does not."""
+    return prolongate(coarse, fine)
 
-    def __init__(self, width: int, seed: int) -> None:
-        rngs = nnx.Rngs(seed)
-        self.hidden = nnx.Linear(1, width, rngs=rngs)
-        self.output = nnx.Linear(width + 1, 1, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.output(jnp.concatenate([jnp.tanh(self.hidden(x)), x], axis=-1))
+promising.preserves_function = True  # type: ignore[attr-defined]
 
 
 def test_a_transfer_that_breaks_its_promise_is_an_error_where_it_is_used() -> None:
-    models = [Skewed(4, 0), Skewed(8, 1)]
-    run = trainer(models=models)
-    with pytest.raises(ValueError, match="output"):
+    run = trainer(prolongate_fn=promising)
+    with pytest.raises(TransferError, match="first layer whose output differs"):
         run.fit(loss, (X, Y), epochs=[4, 4])
     assert run.current_level == 0
     assert run.history.num_steps == 4
-    unchecked = trainer(models=models, verify_transfers=False)
+    unchecked = trainer(prolongate_fn=promising, verify_transfers=False)
     unchecked.fit(loss, (X, Y), epochs=[4, 4])
     assert unchecked.is_at_finest
 
@@ -638,8 +634,7 @@ def test_models_that_cannot_be_called_with_the_data_are_compared_by_their_loss(
     def encoded(model: Any, pairs: dict[str, jax.Array]) -> jax.Array:
         return loss(model, pairs["x"], pairs["y"])
 
-    models = [Skewed(4, 0), Skewed(8, 1)] if broken else networks()
-    run = trainer(models=models)
+    run = trainer(prolongate_fn=promising if broken else None)
     if broken:
         with pytest.raises(TransferError, match="the loss is"):
             run.fit(encoded, ({"x": X, "y": Y},))

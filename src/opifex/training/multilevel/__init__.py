@@ -71,6 +71,7 @@ from opifex.training.multilevel.stored_resolutions import resolution_batches
 from opifex.training.multilevel.streaming import Streamed
 from opifex.training.multilevel.trainer import CascadeTrainer
 from opifex.training.multilevel.transfer import (
+    PlasticProlongation,
     ResidualCorrection,
     ResolutionLevel,
     SecondMomentStart,
@@ -122,6 +123,7 @@ __all__ = [
     "OnTransition",
     "Phase",
     "Placement",
+    "PlasticProlongation",
     "RateSearch",
     "RateTrial",
     "Resampled",

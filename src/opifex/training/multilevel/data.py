@@ -137,13 +137,14 @@ def without_copy(leaf: Any) -> Any:
     return np.asarray(leaf) if there else leaf
 
 
-def few_rows(data: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The first rows of the data of a level, enough to see what models make of them.
+def few_rows(data: tuple[Any, ...], count: int = _FEW) -> tuple[Any, ...]:
+    """The first rows of the data of a level, by default enough to see what models make of them.
 
     Args:
         data: the arrays of the level.
+        count: at most so many.
     """
-    return jax.tree.map(lambda leaf: without_copy(leaf)[:_FEW] if leaf.ndim else leaf, data)
+    return jax.tree.map(lambda leaf: without_copy(leaf)[:count] if leaf.ndim else leaf, data)
 
 
 def redrawn(draw: Draw, objective: Objective, params: Any, key: PRNGKeyArray) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,16 +21,21 @@ from opifex.training.multilevel.transfer import (
     TransferError,
     accepted_inputs,
     function_difference,
-    traced_with,
     verify_transfer,
 )
 from opifex.training.objective import Objective
 
 __all__ = ["interpolate", "interpolated"]
 
+_ROWS_OF_GRADIENT = 4096  # more say little about which new units are good, and may not fit at once
+
 
 def interpolated(
-    transfer: Transfer, coarse: nnx.Module, fine: nnx.Module, loss: float | None = None
+    transfer: Transfer,
+    coarse: nnx.Module,
+    fine: nnx.Module,
+    loss: float | None = None,
+    gradient: Callable[[nnx.Module], Any] | None = None,
 ) -> nnx.Module:
     """The model that a transfer makes for the finer level.
 
@@ -38,13 +44,16 @@ def interpolated(
         coarse: model of the coarser level.
         fine: model of the finer level.
         loss: the last loss, ``None`` where it is not known.
+        gradient: gradient of the loss of the finer level for a model of it; a transfer with an argument
+            of this name gets it.
 
     Raises:
         TypeError: if the transfer returns no model.
         ValueError: if it returns a model of other shapes than the fine one, unless it says that it
             does so by an attribute ``changes_structure``.
     """
-    extra: dict[str, Any] = {"loss": loss} if _takes_loss(transfer) else {}
+    known = {"loss": loss, "gradient": gradient}
+    extra = {name: value for name, value in known.items() if name in _arguments(transfer)}
     new = transfer(coarse, fine, **extra)
     if not isinstance(new, nnx.Module):
         raise TypeError(
@@ -69,11 +78,11 @@ def interpolated(
     return new
 
 
-def _takes_loss(transfer: Transfer) -> bool:
+def _arguments(transfer: Transfer) -> Collection[str]:
     try:
-        return "loss" in inspect.signature(transfer).parameters
+        return inspect.signature(transfer).parameters
     except (TypeError, ValueError):
-        return False
+        return ()
 
 
 def interpolate(run: Run, programs: Programs, level: int) -> None:
@@ -85,8 +94,13 @@ def interpolate(run: Run, programs: Programs, level: int) -> None:
     task = run.task
     coarse, fine = (run.state.levels[n].together(task.places[n]) for n in (level - 1, level))
     models = coarse.model, fine.model
-    with traced_with(few_rows(run.state.data[level]), partial(_value, run)):
-        new_model = interpolated(task.transfer, *models, loss=run.last_loss)
+    with run.traced(level):
+        new_model = interpolated(
+            task.transfer,
+            *models,
+            loss=run.last_loss,
+            gradient=partial(_gradient, run, few_rows(run.state.data[level], _ROWS_OF_GRADIENT)),
+        )
         moved = None
         if coarse.smoother is not None:
             moved = task.move_state(level - 1, coarse.smoother, models[0], new_model)
@@ -122,13 +136,12 @@ def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...
         verify_transfer(*models, *inputs)
 
 
-def _value(run: Run, model: nnx.Module, *data: Any) -> Any:
+def _gradient(run: Run, data: tuple[Any, ...], model: nnx.Module) -> Any:
     level = LevelState.of(model, None)
-    graphdef, params, rest = level.graphdef, level.params, level.rest
-    return Objective(run.task.loss, graphdef, data, rest, jax.random.key(0)).value(params)
+
+    return jax.grad(run.objective_of(level, data).value)(level.params)
 
 
 def _loss(run: Run, level: LevelState, data: tuple[Any, ...]) -> float:
-    objective = Objective(run.task.loss, level.graphdef, data, level.rest, jax.random.key(0))
-    arguments = objective, level.params
+    arguments = run.objective_of(level, data), level.params
     return float(run.compiled(Objective.value, *arguments)(*arguments))

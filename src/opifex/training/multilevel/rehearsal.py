@@ -61,5 +61,6 @@ def _transfer(run: Run, move: Interpolate | Restrict, coarse: int) -> None:
         run.plan(coarse, fine)
     elif levels[fine] is run.state.levels[fine]:
         models = [levels[n].together(run.task.places[n]).model for n in (coarse, fine)]
-        new = interpolated(run.task.transfer, models[0], models[1], loss=1.0)
+        with run.traced(fine):
+            new = interpolated(run.task.transfer, models[0], models[1], loss=1.0)
         levels[fine] = LevelState.of(new)

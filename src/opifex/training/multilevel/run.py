@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -253,11 +254,24 @@ class Run:
         state = replace(state, visits=(*state.visits[:-1], visit))
         return state.with_level(visit.level, **smoother) if smoother else state
 
+    def objective_of(self, level: LevelState, data: tuple[Any, ...]) -> Objective:
+        """The loss of the task for some state of a level and some data."""
+        return Objective(self.task.loss, level.graphdef, data, level.rest, jax.random.key(0))
+
+    def traced(self, level: int) -> AbstractContextManager[None]:
+        """Within this, transfers to a level are inferred from its data, or else from its loss."""
+
+        def loss(model: nnx.Module, *data: Any) -> Any:
+            state = LevelState.of(model, None)
+            return self.objective_of(state, data).value(state.params)
+
+        return traced_with(few_rows(self.state.data[level]), loss)
+
     def plan(self, coarse: int, fine: int) -> TransferPlan:
         """How parameters of a coarse level sit in those of a finer one."""
         if (coarse, fine) not in self._plans:
             models = (self.predicted[level].model for level in (coarse, fine))
-            with traced_with(few_rows(self.state.data[fine])):
+            with self.traced(fine):
                 self._plans[coarse, fine] = plan_transfer(*models)
         return self._plans[coarse, fine]
 

@@ -1,8 +1,9 @@
 """Transfers between levels: everything that moves from one level to the next.
 
 Parameters (`parameters`), by a plan (`placements`) that is inferred from what the models do
-(`inference`, `tracing`), learning rates (`rate_ratios`), optimizer states (`states`), data on grids
-(`grids`), and the check that a transfer keeps the function it promises to keep (`verification`).
+(`inference`, `tracing`), a start from which new units learn sooner (`plasticity`), learning rates
+(`rate_ratios`), optimizer states (`states`), data on grids (`grids`), and the check that a transfer
+keeps the function it promises to keep (`verification`).
 
 The room may import `opifex.models` and `opifex.core`; never the training loop, the trainer,
 objectives or smoothers.
@@ -31,6 +32,7 @@ from opifex.training.multilevel.transfer.parameters import (
     restrict_gradient,
 )
 from opifex.training.multilevel.transfer.placements import Placement, TransferPlan
+from opifex.training.multilevel.transfer.plasticity import PlasticProlongation
 from opifex.training.multilevel.transfer.rate_ratios import (
     parameter_path,
     rate_ratio,
@@ -56,6 +58,7 @@ __all__ = [
     "GRID_KINDS",
     "NotAffineError",
     "Placement",
+    "PlasticProlongation",
     "ResidualCorrection",
     "ResolutionLevel",
     "SecondMomentStart",
