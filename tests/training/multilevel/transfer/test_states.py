@@ -122,14 +122,15 @@ def test_states_move_like_their_parameters(name):
         if owner is None or old.shape == ():  # counts, hyperparameters, one number per parameter
             assert np.array_equal(after[path], old), path
             continue
+        if ".v_" in path and old.shape == (1,):  # in place of averages that Adafactor does not need
+            continue
         if old.shape == parameters[owner].shape:
             block, new = block_of(old.shape), fine_parameters[owner].shape
         elif old.shape[1:] == parameters[owner].shape:
             block = (slice(None), *block_of(old.shape[1:]))
             new = (old.shape[0], *fine_parameters[owner].shape)
         else:  # row and column averages
-            assert np.array_equal(after[path], start[path])
-            continue
+            block, new = block_of(old.shape), start[path].shape
         assert after[path].shape == new
         assert np.array_equal(after[path][block], old), path
         others = np.ones(new, bool)

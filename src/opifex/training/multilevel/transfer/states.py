@@ -2,8 +2,10 @@ r"""Optimizer states that follow their parameters from level to level.
 
 The state of an Optax transformation holds trees that mirror the parameters (moments, averages,
 accumulated gradients, L-BFGS memory) among counters and hyperparameters. They are recognised by
-structure: a leaf of the state mirrors a parameter if its key path *ends with the parameter's whole
-key path*. This finds them inside chains, masks, partitions and injected hyperparameters alike.
+structure: a leaf of the state belongs to a parameter if its key path *contains the parameter's whole
+key path*, and mirrors it if it also has its shape. This finds them inside chains, masks, partitions
+and injected hyperparameters alike. What belongs to a parameter and has another shape grows along its
+axes (`opifex.training.multilevel.transfer.structured_states`).
 
 A mirrored tree $m$ is moved by the linear part $m \mapsto T(m, 0) - T(0, 0)$ of the transfer $T$ of
 the parameters, so that noise which $T$ adds to break symmetries does not enter the moments. Which
@@ -16,7 +18,6 @@ transformations `SecondMomentStart` is the choice.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -29,25 +30,47 @@ from jax.extend.core import Literal as Constant
 from jaxtyping import Array
 
 from opifex.core.checks import check_bool, check_callable, check_choice, check_module
+from opifex.training.multilevel.transfer.axis_maps import AxisMaps, axis_maps
+from opifex.training.multilevel.transfer.layouts import Layout, is_mirrored
+from opifex.training.multilevel.transfer.linear_part import (
+    KeyPath,
+    LinearPart,
+    NotAffineError,
+    filled,
+    leaves_by_path,
+    parameters_of,
+)
 from opifex.training.multilevel.transfer.parameters import Transfer
 from opifex.training.multilevel.transfer.placements import placed_like
+from opifex.training.multilevel.transfer.state_trees import (
+    StateTrees,
+    TreePath,
+    name_of,
+    sibling,
+    trees_of,
+)
+from opifex.training.multilevel.transfer.structured_states import (
+    grown,
+    predecessors,
+    restarted_counts,
+)
 
 SecondMomentStart = Literal["fresh", "mean", "max"]
 """What second moments of new entries start from: the transformation's own initial value, or the
 mean or the largest of the carried entries of the same parameter."""
 
-SECOND_MOMENT_NAMES = frozenset({"nu", "nu_max", "sum_of_squares", "e_g", "e_x"})
+SECOND_MOMENT_NAMES = frozenset(
+    {"nu", "nu_max", "sum_of_squares", "e_g", "e_x", "v_row", "v_col", "exp_avg_sq", "grad_sum_sq"}
+)
 """Field names by which most of Optax's states call their averages of squares."""
 
-SECOND_MOMENTS_BESIDE = {"v": "v_row", "n": "g"}
+SECOND_MOMENTS_BESIDE = {"v": "v_row", "n": "m"}
 """Field names that mean second moments in states that also have the other field: those of Adafactor
-(its unfactored ones) and of Adan."""
+(its unfactored ones), and of Adan and the simplified AdEMAMix."""
 
 TreeKind = Literal["plain", "second moment", "corrected second moment", "age"]
 """How new entries of a mirrored tree start, and which values it may have. A state with a field ``age``
 counts the steps of each entry there, which correct the bias of its second moments."""
-
-KeyPath = tuple[Any, ...]
 
 __all__ = [
     "NotAffineError",
@@ -57,100 +80,6 @@ __all__ = [
     "same_method",
     "transfer_optimizer_state",
 ]
-
-
-class NotAffineError(ValueError):
-    """A transfer has no linear part by which an optimizer state could follow the parameters."""
-
-
-def leaves_by_path(tree: Any) -> dict[KeyPath, Array]:
-    """The leaves of a tree by their key paths."""
-    return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
-
-
-def _params(model: nnx.Module) -> nnx.State:
-    return nnx.state(model, nnx.Param)
-
-
-def _filled(leaf: Array, value: float, dtype: Any = None) -> Array:
-    """An array like another with one value everywhere, made without compiling anything."""
-    return placed_like(np.full(leaf.shape, value, dtype or leaf.dtype), leaf)
-
-
-class _LinearPart:
-    r"""The linear part $m \mapsto T(m, 0) - T(0, 0)$ of a transfer $T$.
-
-    Attributes:
-        of_ones: its value for a coarse tree of ones.
-
-    Raises:
-        NotAffineError: if $T$ is not affine: its values for zeros, ones and twos are not on one line.
-    """
-
-    def __init__(
-        self, coarse_model: nnx.Module, fine_model: nnx.Module, transition_fn: Transfer
-    ) -> None:
-        self.coarse = nnx.split(coarse_model, nnx.Param, ...)
-        self.fine = nnx.split(fine_model, nnx.Param, ...)
-        self.transition_fn = transition_fn
-        zero, one, two = (self._image({}, {}, fill) for fill in (0, 1, 2))
-        self.of_ones = {path: one[path] - zero[path] for path in zero}
-        self.has_offset = any(np.any(leaf) for leaf in zero.values())
-        for path, linear in self.of_ones.items():
-            size = np.abs(two[path]) + 2 * np.abs(one[path]) + 3 * np.abs(zero[path])
-            bound = 8 * float(jnp.finfo(linear.dtype).eps) * size
-            if not np.all(np.abs(two[path] - zero[path] - 2 * linear) <= bound):
-                raise NotAffineError(
-                    "transition_fn must be affine in the values of the coarse model, so that an "
-                    "optimizer state can follow; its values for zeros, ones and twos are not on one "
-                    f"line at {jax.tree_util.keystr(path)}"
-                )
-
-    def _image(
-        self, values: dict[KeyPath, np.ndarray], dtypes: dict[KeyPath, Any], fill: float = 0
-    ) -> dict[KeyPath, np.ndarray]:
-        """The transfer of some coarse values, ``fill`` where none is given, into zeros."""
-
-        def merged(split: tuple[Any, ...], given: dict[KeyPath, np.ndarray], fill: float) -> Any:
-            def leaf(path: KeyPath, like: Array) -> Array:
-                dtype = dtypes.get(path, like.dtype)
-                if path in given:
-                    return placed_like(given[path].astype(dtype), like)
-                return _filled(like, fill, dtype)
-
-            graph, params, rest = split
-            params = jax.tree_util.tree_map_with_path(leaf, params)
-            return nnx.merge(graph, params, rest, copy=True)
-
-        moved = self.transition_fn(merged(self.coarse, values, fill), merged(self.fine, {}, 0))
-        check_module("what transition_fn returns", moved)
-        return {path: np.asarray(leaf) for path, leaf in leaves_by_path(_params(moved)).items()}
-
-    def __call__(
-        self, values: dict[KeyPath, Array], fresh: dict[KeyPath, Array]
-    ) -> dict[KeyPath, np.ndarray]:
-        """A fine tree for some coarse values, in the dtypes of a fresh state's tree."""
-        # The state may be more precise than the parameters; and a transfer may take means of ages,
-        # which integers would cut off.
-        dtypes = {
-            path: leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.dtype("float32")
-            for path, leaf in fresh.items()
-        }
-        arrays = {path: np.asarray(leaf) for path, leaf in values.items()}
-        if not self.has_offset:
-            return self._image(arrays, dtypes)
-        # Moments may be far smaller than the offset, which must not round them away: scaled, by a
-        # power of two, to about the root of the largest number.
-        limit = min((float(jnp.finfo(dtype).max) for dtype in dtypes.values()), default=1.0)
-        largest = max((float(np.max(np.abs(a), initial=0)) for a in arrays.values()), default=0.0)
-        exponent = np.floor(np.log2(np.sqrt(limit) / largest)) if 0 < largest < np.inf else 0.0
-        wide = {path: a.astype(np.result_type(a, np.float64)) for path, a in arrays.items()}
-        scaled = self._image({path: a * 2.0**exponent for path, a in wide.items()}, dtypes)
-        return {
-            path: (scaled[path] - offset.astype(np.result_type(offset, np.float64)))
-            * 2.0**-exponent
-            for path, offset in self._image({}, dtypes).items()
-        }
 
 
 def carried_fraction(
@@ -171,47 +100,35 @@ def carried_fraction(
     Raises:
         NotAffineError: if the transfer is not affine.
     """
-    of_ones = _LinearPart(coarse_model, fine_model, transition_fn).of_ones
+    of_ones = LinearPart(coarse_model, fine_model, transition_fn).of_ones
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: placed_like(of_ones[path], leaf), _params(fine_model)
+        lambda path, leaf: placed_like(of_ones[path], leaf), parameters_of(fine_model)
     )
 
 
-def _group_mirrors(
-    state: Any, param_paths: Sequence[KeyPath]
-) -> dict[KeyPath, dict[KeyPath, Array]]:
-    """Mirrored leaves of a state: prefix of the mirrored tree -> parameter path -> leaf."""
-    lengths = sorted({len(path) for path in param_paths}, reverse=True)
-    known = set(param_paths)
-    groups: dict[KeyPath, dict[KeyPath, Array]] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        for length in lengths:
-            if length <= len(path) and path[len(path) - length :] in known:
-                prefix, tail = path[: len(path) - length], path[len(path) - length :]
-                groups.setdefault(prefix, {})[tail] = leaf
-                break
-    return groups
-
-
-def _tree_kind(prefix: KeyPath, prefixes: Collection[KeyPath]) -> TreeKind:
-    """What kind of tree is mirrored at a key path of a state, given the paths of all of them."""
-    names = {getattr(key, "name", None) for key in prefix}
-    own_name = getattr(prefix[-1], "name", None) if prefix else None
-
-    def has_sibling(name: str) -> bool:
-        return (*prefix[:-1], jax.tree_util.GetAttrKey(name)) in prefixes
+def _tree_kind(tree: TreePath, trees: StateTrees) -> TreeKind:
+    """What kind of tree lies at a place of a state."""
+    prefix, tail = tree
+    names = {name_of(key) for key in prefix}
+    own_name = name_of(prefix[-1]) if prefix else None
 
     if "age" in names:
         return "age"
-    if names & SECOND_MOMENT_NAMES or any(
-        name == own_name and has_sibling(other) for name, other in SECOND_MOMENTS_BESIDE.items()
+    # SM3 has accumulators for each axis in its field mu, and the momentum in nu.
+    if own_name in ("mu", "nu") and any(
+        before == sibling(prefix, "mu") and behind for before, behind in trees.trees
     ):
-        return "corrected second moment" if has_sibling("age") else "second moment"
+        return "second moment" if tail else "plain"
+    if names & SECOND_MOMENT_NAMES or any(
+        name == own_name and trees.has(sibling(prefix, other))
+        for name, other in SECOND_MOMENTS_BESIDE.items()
+    ):
+        return "corrected second moment" if trees.has(sibling(prefix, "age")) else "second moment"
     return "plain"
 
 
 class _StateMover:
-    """Moves every mirrored tree of one optimizer state to the next level."""
+    """Moves every tree of one optimizer state to the next level."""
 
     def __init__(
         self,
@@ -220,36 +137,58 @@ class _StateMover:
         transition_fn: Transfer,
         second_moment_start: SecondMomentStart,
     ) -> None:
-        self.coarse_shapes = {p: a.shape for p, a in leaves_by_path(_params(coarse_model)).items()}
-        self.fine_shapes = {p: a.shape for p, a in leaves_by_path(_params(fine_model)).items()}
+        self.coarse_shapes, self.fine_shapes = (
+            {path: leaf.shape for path, leaf in leaves_by_path(parameters_of(model)).items()}
+            for model in (coarse_model, fine_model)
+        )
         self.second_moment_start = second_moment_start
         self._transfer = coarse_model, fine_model, transition_fn
 
     @cached_property
-    def linear_part(self) -> _LinearPart:
+    def linear_part(self) -> LinearPart:
         """Built where a state has trees that mirror the parameters."""
-        return _LinearPart(*self._transfer)
+        return LinearPart(*self._transfer)
 
-    def _start(self, path: KeyPath, values: np.ndarray, fresh: Array, kind: TreeKind) -> Array:
+    @cached_property
+    def axis_maps(self) -> dict[KeyPath, AxisMaps]:
+        """Built where a state has statistics that are not shaped like their parameter."""
+        return axis_maps(self.linear_part, self.coarse_shapes)
+
+    def _start(
+        self,
+        path: KeyPath,
+        coarse: Array | None,
+        values: np.ndarray,
+        fresh: Array,
+        kind: TreeKind,
+    ) -> Array:
         # On the host, like the transfer itself: every shape occurs once.
         fraction = self.linear_part.of_ones[path]
         old = fraction != 0
         start: Any = np.asarray(fresh)
         if kind.endswith("second moment"):
-            # A weight of opposite sign has a gradient of opposite sign, and the same square.
-            values = np.abs(values)
+            # A weight of opposite sign has a gradient of opposite sign, and the same square. Estimates
+            # of curvature, such as those of Sophia, may be negative.
+            positive = coarse is None or not np.any(np.real(np.asarray(coarse)) < 0)
+            values = np.abs(values) if positive else values * np.sign(np.real(fraction))
         if kind == "second moment" and self.second_moment_start != "fresh" and np.any(old):
-            start = np.mean(values[old]) if self.second_moment_start == "mean" else np.max(values)
+            start = self._mean_or_max(values[old])
         if kind == "age":
             # Halving a weight does not halve its age: the mean age of what an entry is made of.
             values = np.rint(np.real(values / np.where(old, fraction, 1)))
         return placed_like(np.where(old, values, start).astype(fresh.dtype), fresh)
 
+    def _mean_or_max(self, values: np.ndarray) -> Any:
+        return np.mean(values) if self.second_moment_start == "mean" else np.max(values)
+
     def _move_plain(
         self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], kind: TreeKind
     ) -> dict[KeyPath, Array]:
         moved = self.linear_part(coarse, fresh)
-        started = {path: self._start(path, moved[path], leaf, kind) for path, leaf in fresh.items()}
+        started = {
+            path: self._start(path, coarse.get(path), moved[path], leaf, kind)
+            for path, leaf in fresh.items()
+        }
         if kind == "second moment" and self.second_moment_start != "fresh" and coarse:
             # A parameter that is new as a whole has no entry of its own to start from: take the
             # mean over all carried entries of the tree.
@@ -257,40 +196,60 @@ class _StateMover:
             mean = total / sum(leaf.size for leaf in coarse.values())
             for path, leaf in fresh.items():
                 if path not in self.coarse_shapes:
-                    started[path] = _filled(leaf, mean)
+                    started[path] = filled(leaf, mean)
         return started
 
-    def move(
-        self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array], kind: TreeKind
+    def _move_stacked(
+        self, coarse: dict[KeyPath, Array], fresh: dict[KeyPath, Array]
     ) -> dict[KeyPath, Array]:
-        """Leaves of one mirrored tree on the fine level."""
-        plain = {
-            p: a for p, a in coarse.items() if a.shape == self.coarse_shapes[p] and (p in fresh)
-        }
-        stacked = {
-            p: a
-            for p, a in coarse.items()
-            if p not in plain and a.ndim and a.shape[1:] == self.coarse_shapes[p] and (p in fresh)
-        }
+        """A memory of several trees, such as that of L-BFGS: one after the other."""
+        one = {path: fresh[path][0] for path in coarse}
+        slices = [
+            self.linear_part({path: np.asarray(a)[i] for path, a in coarse.items()}, one)
+            for i in range(next(iter(coarse.values())).shape[0])
+        ]
+        stacks = {path: np.stack([of_slice[path] for of_slice in slices]) for path in coarse}
+        return {p: placed_like(a.astype(fresh[p].dtype), fresh[p]) for p, a in stacks.items()}
+
+    def _grow(
+        self, path: KeyPath, old: Array, layouts: set[Layout], fresh: Array, kind: TreeKind
+    ) -> Array:
+        """A statistic that is not shaped like its parameter."""
+        maps = self.axis_maps.get(path)
+        if not layouts or maps is None:
+            return fresh
+        values = np.asarray(old)
+        filled_in = kind == "second moment" and self.second_moment_start != "fresh" and values.size
+        fill = self._mean_or_max(values) if filled_in else None
+        new = grown(values, np.asarray(fresh), layouts, maps, fill)
+        return placed_like(new.astype(fresh.dtype), fresh)
+
+    def move(self, tree: TreePath, coarse: StateTrees, fine: StateTrees) -> dict[KeyPath, Array]:
+        """Leaves of one tree on the fine level."""
+        kind, fresh = _tree_kind(tree, fine), fine.trees[tree]
         result = dict(fresh)
-        fresh_plain = {
-            p: a for p, a in fresh.items() if a.shape == self.fine_shapes[p] and p not in stacked
-        }
+        plain, stacked = {}, {}
+        for path, (old, layouts) in predecessors(coarse, fine, tree).items():
+            before, after = self.coarse_shapes[path], self.fine_shapes[path]
+            memory = () if tree[1] else old.shape[:1]
+            if old.shape == before and is_mirrored(layouts, len(before), behind=bool(tree[1])):
+                plain[path] = old
+            elif memory and old.shape == memory + before and fresh[path].shape == memory + after:
+                stacked[path] = old
+            elif layouts is not None:
+                result[path] = self._grow(path, old, layouts, fresh[path], kind)
+            elif old.shape == fresh[path].shape:  # as large whatever the size of its parameter
+                result[path] = old
         if plain:
-            result |= self._move_plain(plain, fresh_plain, kind)
-        if stacked:  # a memory of several trees, such as that of L-BFGS: one after the other
-            one = {p: fresh[p][0] for p in stacked}
-            slices = [
-                self.linear_part({p: np.asarray(a)[i] for p, a in stacked.items()}, one)
-                for i in range(next(iter(stacked.values())).shape[0])
-            ]
-            result |= {
-                p: placed_like(np.stack([s[p] for s in slices]).astype(fresh[p].dtype), fresh[p])
-                for p in stacked
+            as_parameters = {
+                path: leaf
+                for path, leaf in fresh.items()
+                if leaf.shape == self.fine_shapes[path]
+                and (path in plain or path not in self.coarse_shapes)
             }
-        for path, leaf in coarse.items():  # one number per parameter, whatever its size
-            if path not in plain and path not in stacked and path in fresh and leaf.ndim == 0:
-                result[path] = leaf
+            result |= self._move_plain(plain, as_parameters, kind)
+        if stacked:
+            result |= self._move_stacked(stacked, fresh)
         return result
 
 
@@ -366,9 +325,20 @@ def transfer_optimizer_state(
             carried on.
 
     Returns:
-        The state on the fine level. Trees that mirror the parameters are transferred; counts and
-        hyperparameters are carried on; statistics that are not shaped like their parameter (the
-        row and column averages of Adafactor) start afresh, since their entries mix old and new.
+        The state on the fine level.
+
+        - Trees that mirror the parameters are transferred; new entries start as ``init`` gives them, or
+          second moments as ``second_moment_start`` says.
+        - What runs along axes of its parameter grows with them: squares along one axis (factors and
+          eigenbases of Shampoo and SOAP), means over one axis (Adafactor), vectors along one axis
+          (SM3), projections and what is projected (GaLore). Old entries stay with their rows and
+          columns, new ones start likewise. A square with orthonormal columns gets the identity, so
+          that it stays a basis. Adafactor's averages are taken from its unfactored ones where it begins
+          to factor. Where it is not certain which rows continue which, such an array starts afresh:
+          if sizes and places leave several axes that would move differently, or the transfer changes
+          the values of the parameter, splits its slices or doubles them.
+        - Counts, hyperparameters and numbers per parameter are carried on, except the count by
+          which GaLore knows when to compute a projection: it does so with the next gradient.
 
     Raises:
         TypeError: if an argument has the wrong type, or ``transition_fn`` returns no model.
@@ -383,21 +353,22 @@ def transfer_optimizer_state(
     check_bool("restart_schedules", restart_schedules)
     if not hasattr(transformation, "init"):
         raise TypeError(f"transformation must have init and update, got {transformation!r}")
-    fresh = _initial_state(transformation, _params(fine_model))
+    fresh = _initial_state(transformation, parameters_of(fine_model))
     if not same_method(state, fresh):
         raise ValueError(
             "state must be of the same method as transformation, got "
             f"{' and '.join(_kinds(state, fresh))}"
         )
     mover = _StateMover(coarse_model, fine_model, transition_fn, second_moment_start)
-    coarse_groups = _group_mirrors(state, list(mover.coarse_shapes))
-    fresh_groups = _group_mirrors(fresh, list(mover.fine_shapes))
+    coarse, fine = trees_of(state, mover.coarse_shapes), trees_of(fresh, mover.fine_shapes)
     moved: dict[KeyPath, Array] = {}
-    for prefix, leaves in fresh_groups.items():
-        values = mover.move(coarse_groups.get(prefix, {}), leaves, _tree_kind(prefix, fresh_groups))
-        moved |= {prefix + path: value for path, value in values.items()}
+    for prefix, tail in fine.trees:
+        values = mover.move((prefix, tail), coarse, fine)
+        moved |= {prefix + path + tail: value for path, value in values.items()}
     carried = leaves_by_path(state)
-    restarted = _schedule_leaves(fresh) if restart_schedules else set()
+    restarted = restarted_counts(coarse, fine)
+    if restart_schedules:
+        restarted |= _schedule_leaves(fresh)
 
     def choose(path: KeyPath, leaf: Array) -> Array:
         if path in moved:
