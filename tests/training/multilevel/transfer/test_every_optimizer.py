@@ -193,7 +193,7 @@ class Transition(NamedTuple):
     updates: optax.Updates
 
 
-@cache
+@pytest.fixture(scope="module")
 def transitions():
     coarse, fine = (
         random_model(lambda rngs, n=n: nnx.Linear(n, n + 2, rngs=rngs), n) for n in (4, 7)
@@ -286,11 +286,11 @@ def what_is_kept(state, moved, fresh, coarse):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_is_kept(name):
+def test_what_is_kept(name, transitions):
     """Old entries bit for bit, new ones as a fresh state has them; and back again."""
     transformation, (coarse, fine, state, moved, updates) = (
         transformations()[name],
-        transitions()[name],
+        transitions[name],
     )
     fresh = transformation.init(params_of(fine))
     assert what_is_kept(state, moved, fresh, coarse) == TABLE[name]

@@ -281,6 +281,27 @@ def test_an_axis_without_a_name_is_found_by_the_sizes_of_all_parameters(widths):
         assert_grown(old, arrays(moved)[path], start[path])
 
 
+def test_other_parameters_tell_the_axis_of_a_square_kernel():
+    """Left squares of a square kernel follow its rows, though their sizes fit both axes."""
+
+    class Two(nnx.Module):
+        def __init__(self, n, rngs):
+            self.first = nnx.Linear(2, n, rngs=rngs)
+            self.second = nnx.Linear(n, n, rngs=rngs)
+
+    def reordered(coarse, fine):
+        new = prolongate(coarse, fine)
+        new.second.kernel[...] = new.second.kernel[...][::-1]
+        return new
+
+    coarse, fine = (random_model(lambda rngs, n=n: Two(n, rngs), n) for n in (3, 5))
+    state = a_state(by_sides(), coarse)
+    moved = transfer_optimizer_state(by_sides(), state, coarse, fine, reordered)
+    old, new = (s.left.second.kernel[...] for s in (state, moved))
+    assert np.array_equal(new[2:, 2:], old[::-1, ::-1])
+    assert np.array_equal(moved.right.second.kernel[:3, :3], state.right.second.kernel[...])
+
+
 def test_an_axis_that_may_be_either_starts_afresh_where_that_matters():
     """A square array beside one square kernel whose inputs are taken in another order."""
 
@@ -530,13 +551,34 @@ def doubled(coarse, fine):
     return new
 
 
-@pytest.mark.parametrize("transfer", [halved, sheared, doubled])
+def ragged(coarse, fine):
+    """One row loses an entry."""
+    new = prolongate(coarse, fine)
+    new.kernel[...] = new.kernel[...].at[1, 2].set(fine.kernel[...][1, 2])
+    return new
+
+
+@pytest.mark.parametrize("transfer", [halved, sheared, doubled, ragged])
 def test_slices_that_do_not_stay_together_start_afresh(transfer):
     coarse, fine = linears((2, 3), (2, 5))
     state = a_state(optax.scale_by_sm3(), coarse)
     moved = transfer_optimizer_state(optax.scale_by_sm3(), state, coarse, fine, transfer)
     assert not np.any(arrays(moved.mu)["['kernel'].value[1]"])
     assert np.any(moved.nu.kernel[...])
+
+
+def test_each_row_may_not_have_columns_of_its_own():
+    def chosen(source, target):
+        new = nnx.clone(target)
+        kernel = source.kernel[...]
+        new.kernel[...] = jnp.stack([kernel[0, :2], kernel[1, 2:]])
+        new.bias[...] = source.bias[:2]
+        return new
+
+    coarse, fine = linears((2, 4), (2, 2))
+    found = maps_of(coarse, fine, chosen)["['kernel'].value"]
+    assert np.array_equal(found[0], [0, 1])
+    assert found[1] is None
 
 
 def test_rows_are_looked_for_where_a_state_has_some(monkeypatch):
@@ -594,3 +636,19 @@ def test_signs_of_what_is_called_like_a_second_moment():
         moved = transfer_optimizer_state(transformation, state, coarse, fine, negated)
         assert np.array_equal(moved[0].nu.kernel[...], sign * signed.kernel[...])
         assert np.array_equal(moved[0].nu.bias[...], signed.bias[...])
+
+
+def test_rows_are_exact_in_low_precision():
+    """Coordinates above 256 have no bfloat16, and those beside an offset fewer digits."""
+
+    def shifted(coarse, fine):
+        new = prolongate(coarse, fine)
+        new.kernel[...] = new.kernel[...] + 0.3
+        return new
+
+    coarse, fine = (
+        random_model(lambda rngs, n=n: nnx.Linear(2, n, param_dtype=jnp.bfloat16, rngs=rngs), n)
+        for n in (600, 700)
+    )
+    for found in maps_of(coarse, fine, shifted).values():
+        assert np.array_equal(found[-1], [*range(600), *[-1] * 100])
