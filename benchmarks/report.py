@@ -168,6 +168,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gains": lambda: table(gains.rows()),
     "one-rate": chosen("one_rate", ONE_RATE),
     "rate-curves": lambda: table((read_results("one_rate") or {"curves": [{}]})["curves"]),
+    "starts": chosen("plasticity", ("method", "start", "median loss", "median error")),
     "transitions": chosen(
         "transfer_choices",
         ("choice", "largest peak", "median final loss", "median final error"),

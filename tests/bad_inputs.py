@@ -922,6 +922,7 @@ def _entries() -> list[Entry]:
             levels.restrict_gradient,
             lambda: {"fine_tree": nnx.state(grown()[1], nnx.Param), **pair(), "scale": 1.0},
         ),
+        multilevel("PlasticProlongation", outgoing=value(0.1), ascent_steps=value(2)),
         multilevel("prolongate_fno_modes", **operator_pair),
         multilevel("restrict_fno_modes", **operator_pair),
         multilevel(
