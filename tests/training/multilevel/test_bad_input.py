@@ -16,7 +16,6 @@ from opifex.models import MLP
 from opifex.optimization.second_order import LevenbergMarquardt
 from opifex.training.multilevel import (
     CascadeTrainer,
-    LayerAxes,
     Monitor,
     MultilevelAdam,
     MultilevelConfig,
@@ -24,7 +23,6 @@ from opifex.training.multilevel import (
     create_depth_hierarchy,
     create_fno_hierarchy,
     create_network_hierarchy,
-    register_axes,
 )
 
 Case = tuple[dict[str, Any], type[Exception], str]
@@ -154,19 +152,6 @@ def test_depth_hierarchy(case: Case) -> None:
 def test_fno_hierarchy(case: Case) -> None:
     good = {"base_modes": 4, "width": 4, "rngs": nnx.Rngs(0)}
     rejects(create_fno_hierarchy, ({**good, **case[0]}, *case[1:]))
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        ({"module_type": 3}, TypeError, "module_type must be an nnx.Module subclass, got 3"),
-        ({"module_type": int}, TypeError, "module_type must be an nnx.Module subclass"),
-        ({"axes": {"kernel": ()}}, TypeError, "axes must be a LayerAxes"),
-    ],
-)
-def test_register_axes(case: Case) -> None:
-    good = {"module_type": Scalar, "axes": LayerAxes({"value": ()})}
-    rejects(register_axes, ({**good, **case[0]}, *case[1:]))
 
 
 # -- optimizers ------------------------------------------------------------------------------
