@@ -350,8 +350,8 @@ def test_a_level_is_compiled_once_for_the_transition_to_it_and_the_one_from_it()
     model, *others = (random_model(lambda rngs, w=w: Counted(w, rngs), w) for w in (4, 8, 16))
     for other, compiled in zip(others, ([4, 8], [16]), strict=True):
         new = prolongate_preserving(model, other)
-        assert accepted_inputs(model, new, (X,)) is not None
         traces.clear()  # those that the transfer was inferred from
+        assert accepted_inputs(model, new, (X,)) is not None
         verify_transfer(model, new, X)
         assert traces == compiled
         model = new

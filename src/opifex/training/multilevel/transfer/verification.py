@@ -22,7 +22,7 @@ that is read wrongly differs by as much as the output itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial, wraps
+from functools import wraps
 from inspect import isfunction
 from typing import Any
 
@@ -34,7 +34,7 @@ from jaxtyping import Array
 
 from opifex.core.checks import check_module
 from opifex.training.multilevel.transfer.placements import placed_like
-from opifex.training.multilevel.transfer.tracing import path_text
+from opifex.training.multilevel.transfer.tracing import evaluated, evaluation, path_text
 
 __all__ = ["TransferError", "function_difference", "verify_transfer"]
 
@@ -44,35 +44,6 @@ _MOST_SIGNS = 65537  # larger parameters repeat them, with a period that is a pr
 
 class TransferError(ValueError):
     """A transfer did not keep the function that it promised to keep."""
-
-
-@lru_cache(maxsize=64)
-def _kept_evaluation(graphdef: Any) -> Any:
-    # A program that runs a few times on a few rows: optimising it would take longer.
-    cpu = jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if cpu else None
-    return jax.jit(partial(_evaluate, graphdef), compiler_options=options)
-
-
-def _evaluation(graphdef: Any) -> Any:
-    """The compiled model: one program for both transitions of a level, the one to it and from it."""
-    try:
-        hash(graphdef)
-    except TypeError:  # a list among the attributes of a module: nothing to keep a program under
-        return _kept_evaluation.__wrapped__(graphdef)
-    return _kept_evaluation(graphdef)
-
-
-def _evaluate(graphdef: Any, state: Any, inputs: tuple[Any, ...]) -> Any:
-    """The output of a copy of a model, without dropout and with running averages."""
-    return _call(nnx.merge(graphdef, state, copy=True), inputs)
-
-
-def _call(model: Any, inputs: tuple[Any, ...]) -> Any:
-    model.eval()
-    # The default of accelerators cuts the factors of float32 products to 10 bits or fewer.
-    with jax.default_matmul_precision("highest"):
-        return model(*inputs)
 
 
 def _is_float(leaf: Any) -> bool:
@@ -181,7 +152,7 @@ def _precision(evaluations: Any, states: Any, inputs: tuple[Any, ...]) -> Any:
 
 def _measured(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> tuple[float, float, float]:
     """Difference, allowed difference and size of the output that differs most."""
-    coarse, fine = evaluations = [_evaluation(graphdef) for graphdef in graphdefs]
+    coarse, fine = evaluations = [evaluation(graphdef) for graphdef in graphdefs]
     dtype = _precision(evaluations, states, inputs)
     tree = states[0], inputs
     samples = [
@@ -270,7 +241,7 @@ def _record(graphdef: Any, state: Any, inputs: tuple[Any, ...]) -> _Records:
     records: _Records = {}
     for path, module in list(nnx.iter_modules(model)):
         _listen(module, path_text(path), records)
-    _call(model, inputs)
+    evaluated(model, inputs)
     return records
 
 
@@ -294,7 +265,7 @@ def _coarse_block(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray | None:
 
 def _first_difference(graphdefs: Any, states: Any, inputs: tuple[Any, ...]) -> str | None:
     """The first layer, in the order in which calls end, whose coarse and fine outputs differ."""
-    dtype = _precision([_evaluation(graphdef) for graphdef in graphdefs], states, inputs)
+    dtype = _precision([evaluation(graphdef) for graphdef in graphdefs], states, inputs)
     coarse = [
         _record(graphdefs[0], *_perturbed((states[0], inputs), row, dtype))
         for row in _random_signs((states[0], inputs))

@@ -12,6 +12,7 @@ from opifex.training.multilevel.transfer.tracing.correspondence import (
     StructureError,
     correspondence,
 )
+from opifex.training.multilevel.transfer.tracing.evaluation import evaluated, evaluation
 from opifex.training.multilevel.transfer.tracing.example_inputs import (
     accepted_inputs,
     guessed_inputs,
@@ -37,6 +38,8 @@ __all__ = [
     "accepted_inputs",
     "contracted_axes",
     "correspondence",
+    "evaluated",
+    "evaluation",
     "guessed_inputs",
     "old_entries",
     "path_text",

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from opifex.training.multilevel.transfer.tracing.evaluation import evaluation
 from opifex.training.multilevel.transfer.tracing.program import transferable
 
 __all__ = ["accepted_inputs", "guessed_inputs"]
@@ -28,14 +29,8 @@ _MOST_GUESSES = 400
 def _answer(model: nnx.Module, inputs: tuple[Any, ...]) -> list[tuple[int, ...]] | None:
     """Shapes of what a model returns, ``None`` if it does not take these arguments."""
     graphdef, state = nnx.split(model)
-
-    def evaluate(state: Any, inputs: tuple[Any, ...]) -> Any:
-        copy: Any = nnx.merge(graphdef, state, copy=True)
-        copy.eval()
-        return copy(*inputs)
-
     try:
-        answer = jax.eval_shape(evaluate, state, inputs)
+        answer = evaluation(graphdef).eval_shape(state, inputs)
     except Exception:  # whatever a model says to arguments it does not know
         return None
     return [leaf.shape for leaf in jax.tree.leaves(answer) if hasattr(leaf, "shape")]
