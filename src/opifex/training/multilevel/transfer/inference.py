@@ -282,6 +282,7 @@ def _placement(
         groups = [group for a, group in needed.repeated.get(path, ()) if a == axis]
         sources.append(indices(source_entries(term, groups)) if groups else None)
     mask = needed.zeros.get(path)
+    scale, scaled = needed.factors.get(path, (1.0, np.ones((), bool)))
     return Placement(
         tuple(indices(resolved(term)) for term in maps),
         found.coarse.parameters[path].shape,
@@ -289,7 +290,8 @@ def _placement(
         tuple((path, axis) in contracted for axis in range(len(maps))),
         None if mask is None else Mask.of(np.broadcast_to(mask, _kept_axes(mask, value.shape))),
         tuple(sources) if any(s is not None for s in sources) else (),
-        found.scales.get(path, 1.0),
+        scale,
+        None if scaled.all() else Mask.of(scaled),
     )
 
 

@@ -68,7 +68,8 @@ class Placement:
         fan_in: for each axis whether a product runs over it, so that its growth adds terms to a sum.
         zeros: new entries that have to be zero, so that the function is preserved.
         sources: for each axis the fine index whose entries each fine index repeats, where it has to.
-        scale: fine over coarse value of the old entries, where the code divides by a size that grows.
+        scale: fine over coarse value of old entries, where the code divides by a size that grows.
+        scaled: the entries that have this factor; all of them, if it is ``None``.
     """
 
     index: tuple[Indices, ...]
@@ -78,6 +79,7 @@ class Placement:
     zeros: Mask | None = None
     sources: tuple[Indices | None, ...] = ()
     scale: float = 1.0
+    scaled: Mask | None = None
 
     @classmethod
     def in_front(cls, coarse: Sequence[int], fine: Sequence[int]) -> Placement:
@@ -103,9 +105,17 @@ class Placement:
         mask[self.block] = True
         return mask
 
+    @cached_property
+    def factors(self) -> float | np.ndarray:
+        """Fine over coarse value of the old entries: one number, or one for each."""
+        if self.scaled is None or self.scale == 1:
+            return self.scale
+        whole = np.broadcast_to(self.scaled.array, self.fine_shape)
+        return np.where(whole[self.block], self.scale, 1.0)
+
     def copy_and_pad(self, coarse: Array, fine: Array) -> Array:
         """Fine array with the coarse entries in place, of its own dtype and sharding."""
-        return _with_entries(fine, self.block, coarse, self.scale)
+        return _with_entries(fine, self.block, coarse, self.factors)
 
     def preserve(self, coarse: Array, fine: Array) -> Array:
         """Like `copy_and_pad`, with zeros where an old output would read something new."""
@@ -125,13 +135,13 @@ class Placement:
             dual: whether the entries are those of a gradient, which a factor multiplies where it
                 divides parameters.
         """
-        factor = self.scale if dual else 1 / self.scale
+        factors = self.factors if dual else 1 / self.factors
         if _traced(fine, coarse):
             taken = jnp.asarray(fine)[self.block]
-            return jnp.asarray(taken if factor == 1 else taken * factor, coarse.dtype)
+            return jnp.asarray(taken if self.scale == 1 else taken * factors, coarse.dtype)
         array = np.asarray(fine)[self.block]
-        if factor != 1:
-            array = array.astype(np.result_type(array, np.float64)) * factor
+        if self.scale != 1:
+            array = array.astype(np.result_type(array, np.float64)) * factors
         return placed_like(array.astype(coarse.dtype), coarse)
 
 
@@ -159,19 +169,19 @@ def _traced(*arrays: Any) -> bool:
     return any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
-def _with_entries(array: Array, block: Any, values: Any, scale: float) -> Array:
+def _with_entries(array: Array, block: Any, values: Any, factors: float | np.ndarray) -> Array:
     """A copy of an array with some entries replaced.
 
     A transfer happens once per level, on shapes that never come back: outside of compiled code the
     entries are written by NumPy, since compiling a scatter for each parameter costs more than all else.
     """
     if _traced(array, values):
-        factored = values if scale == 1 else values * scale
+        factored = values if np.all(factors == 1) else values * factors
         return array.at[block].set(jnp.asarray(factored, array.dtype))
     result = np.array(array)
     given: Any = np.asarray(values)
-    if scale != 1:
-        given = given.astype(np.result_type(given, np.float64)) * scale
+    if np.any(factors != 1):
+        given = given.astype(np.result_type(given, np.float64)) * factors
     result[block] = given.astype(result.dtype)
     return placed_like(result, array)
 

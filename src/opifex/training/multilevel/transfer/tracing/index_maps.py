@@ -13,6 +13,7 @@ determines in the end keeps the old entries in front. An axis whose size does no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -27,6 +28,7 @@ __all__ = [
     "leaves",
     "multiplied",
     "old_entries",
+    "regrouped",
     "resolved",
     "same",
     "sliced",
@@ -378,3 +380,44 @@ def unified(a: IndexMap, b: IndexMap) -> IndexMap:
     if _root(a) is not _root(b):
         b.linked = a
     return a
+
+
+def regrouped(old: list[IndexMap], new: list[tuple[int, int]]) -> list[IndexMap]:
+    """The maps of the axes after a reshape: the shortest runs of axes of equal size on both levels."""
+    result: list[IndexMap] = []
+    old, new = list(old), list(new)
+    while old or new:
+        if new and new[0] == (1, 1):
+            result.append(same(1))
+            new.pop(0)
+            continue
+        if old and (old[0].coarse, old[0].fine) == (1, 1):
+            old.pop(0)
+            continue
+        if not old or not new:
+            raise MapConflictError("the axes of a reshape do not line up")
+        group_old, group_new = [old.pop(0)], [new.pop(0)]
+        while True:
+            sizes_old = [math.prod(getattr(m, s) for m in group_old) for s in ("coarse", "fine")]
+            sizes_new = [math.prod(size[s] for size in group_new) for s in (0, 1)]
+            if sizes_old == sizes_new:
+                break
+            if sizes_old[1] < sizes_new[1] or (
+                sizes_old[1] == sizes_new[1] and sizes_old[0] < sizes_new[0]
+            ):
+                if not old:
+                    raise MapConflictError("the axes of a reshape do not line up")
+                group_old.append(old.pop(0))
+            else:
+                if not new:
+                    raise MapConflictError("the axes of a reshape do not line up")
+                group_new.append(new.pop(0))
+        merged = multiplied(group_old)
+        pieces: list[IndexMap] = []
+        while len(group_new) > 1:
+            last = group_new.pop()
+            outer = math.prod(s[0] for s in group_new), math.prod(s[1] for s in group_new)
+            merged, piece = factored(merged, outer, last)
+            pieces.append(piece)
+        result += [merged, *reversed(pieces)]
+    return result
