@@ -257,6 +257,16 @@ class Tied(nnx.Module):
         return self.e.attend(jnp.tanh(self.a(self.e(tokens))))
 
 
+class Placed(nnx.Module):
+    """The same with a learned vector for each position, and nothing between."""
+
+    def __init__(self, width, rngs):
+        self.e, self.positions = nnx.Embed(5, width, rngs=rngs), nnx.Param(jnp.ones((5, width)))
+
+    def __call__(self, tokens):
+        return self.e.attend(self.e(tokens) + self.positions[...])
+
+
 # -- operators, graphs, mixtures -------------------------------------------------------------------
 
 
@@ -426,7 +436,7 @@ EDGES = (normal(6, 3), np.array([0, 1, 2, 3]), np.array([1, 2, 3, 5]))
 TABLE = [
     Case("U-Net: batch normalisation, transposed convolutions, concatenated skips",
          "width 4 → 6", one(UNet), (4, 6), (IMAGE,)),
-    Case("U-Net of four scales", "width 2 → 3", one(UNet, depth=4), (2, 3), (normal(1, 16, 16, 1),)),
+    Case("U-Net of three scales", "width 2 → 3", one(UNet, depth=3), (2, 3), (IMAGE,)),
     Case("convolution", "size of the kernel 3 → 5",
          lambda size, rngs: Convolutions(4, rngs, size=size), (3, 5), (LINE,)),
     Case("convolution", "size of the kernel 2 → 4, width 2 → 5",
@@ -487,6 +497,8 @@ TABLE = [
          ((3, 2), (3, 3)), (ROWS,), "a loop becomes longer: write the layers out",
          r"a loop over layers becomes longer"),
     Case("embedding that is the output layer too (`attend`)", "width 3 → 5", one(Tied), (3, 5),
+         (np.arange(5),)),
+    Case("the same with learned positions, and nothing between", "width 3 → 5", one(Placed), (3, 5),
          (np.arange(5),)),
     Case("DeepONet", "width 4 → 7", one(DeepONet), (4, 7), (normal(3, 7), normal(5, 2))),
     Case("graph network (`segment_sum`)", "width 4 → 7", one(Graph), (4, 7), EDGES),
@@ -603,10 +615,28 @@ def test_inputs_of_a_wrong_shape_are_an_error_that_names_them():
         plan_transfer(coarse, fine, ROWS, ROWS)
 
 
+def test_of_two_ways_that_need_the_same_zeros_the_smaller_one_is_taken():
+    """An embedding of zeros is enough: with positions of zeros as well, nothing would ever learn."""
+    coarse, fine = (random_model(lambda rngs, w=w: Placed(w, rngs), w) for w in (3, 5))
+    result = prolongate_preserving(coarse, fine, np.arange(5))
+    assert not np.any(result.e.embedding[...][:, 3:])
+    assert np.array_equal(result.positions[...][:, 3:], fine.positions[...][:, 3:])
+
+
+def test_units_under_a_plain_sum_stay_alike():
+    """Zero is the only start that adds nothing, and all of them have it: the documents warn of that."""
+    coarse, fine = (random_model(lambda rngs, w=w: Summed(w, rngs), w) for w in (4, 7))
+    result = prolongate_preserving(coarse, fine, ROWS)
+    gradient = nnx.grad(lambda model: jnp.sum((model(jnp.asarray(ROWS)) - 1) ** 2))(result)
+    new = np.asarray(gradient.a.kernel[...])[:, 4:]
+    assert new.any()
+    assert np.array_equal(new, np.repeat(new[:, :1], 3, axis=1))
+
+
 def test_copy_and_pad_loses_most_functions():
     """The check of the exact ones can fail: without zeros it does, for nearly all of the table."""
     lost = []
-    for case in [case for case in TABLE if case.verdict == "exact"][::4]:
+    for case in [case for case in TABLE if case.verdict == "exact"][::6]:
         coarse, fine = levels(case)
         result = prolongate(coarse, fine, *case.inputs)
         found, allowed = function_difference(*nnx.split(coarse), *nnx.split(result), case.inputs)

@@ -80,6 +80,11 @@ def _described(need: Need) -> str:
     }[need.kind]
 
 
+def _is_part(zeros: Zeros, other: Zeros) -> bool:
+    """Whether zeros are some of those of another way."""
+    return all(path in other and not np.any(m & ~other[path]) for path, m in zeros.items())
+
+
 class _Solver(ZerosBehind):
     """Follows what is needed back to parameters."""
 
@@ -145,7 +150,7 @@ class _Solver(ZerosBehind):
 
     def cheapest(self, candidates: Sequence[tuple[Value, Mask]]) -> Zeros:
         """The way to empty a product that touches parameters alone, and as few of them as can be."""
-        best: tuple[Any, Zeros] | None = None
+        ways: list[tuple[Any, Zeros]] = []
         reasons = []
         for value, mask in sorted(candidates, key=lambda pair: self.distance(pair[0])):
             distance = self.distance(value)
@@ -156,13 +161,15 @@ class _Solver(ZerosBehind):
                 continue
             if distance == 0:
                 return zeros
-            cost: Any = sum(self.cost(path, m) for path, m in zeros.items())
-            cost = (cost > 0) * (1 + distance), cost
-            if best is None or cost < best[0]:
-                best = cost, zeros
-        if best is None:
+            cost = sum(self.cost(path, m) for path, m in zeros.items())
+            ways.append((((cost > 0) * (1 + distance), cost), zeros))
+        if not ways:
             raise ImpossibleError("; ".join(dict.fromkeys(reasons)))
-        return best[1]
+        # What does with a part of the zeros of another way leaves more that is not zero.
+        least = [
+            way for way in ways if not any(_is_part(o[1], way[1]) for o in ways if o is not way)
+        ]
+        return min(least or ways, key=lambda way: way[0])[1]
 
     # -- repetitions ----------------------------------------------------------------------------
 
