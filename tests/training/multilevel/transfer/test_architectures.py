@@ -614,6 +614,26 @@ def test_inputs_of_a_wrong_shape_are_an_error_that_names_them():
         plan_transfer(coarse, fine, ROWS, ROWS)
 
 
+def test_a_factor_reaches_a_part_of_a_parameter_and_is_its_own_adjoint():
+    coarse, fine = (random_model(lambda rngs, d=d: FusedAttention(2, d, rngs), d) for d in (4, 16))
+    place = plan_transfer(coarse, fine, SEQUENCE)["a", "kernel"]
+    x, y = coarse.a.kernel[...], fine.a.kernel[...]
+    moved = place.copy_and_pad(x, jnp.zeros_like(y))
+    factors = np.asarray(moved)[place.block] / np.asarray(x)
+    queries, keys, values = (float(part.mean()) for part in np.split(factors, 3, axis=1))
+    assert set(np.unique(factors)) == {1, 2}  # the root of 16 / 4
+    assert sorted((queries, keys)) == [1, 2]
+    assert values == 1
+    assert np.array_equal(place.truncate(moved, x), x)
+    products = jnp.vdot(moved, y), jnp.vdot(x, place.truncate(y, x, dual=True))
+    assert float(products[0]) == pytest.approx(float(products[1]), rel=1e-4)
+    compiled = jax.jit(lambda a, b: (place.copy_and_pad(a, b), place.truncate(b, a, dual=True)))
+    for traced, plain in zip(
+        compiled(x, y), (place.copy_and_pad(x, y), place.truncate(y, x, dual=True)), strict=True
+    ):
+        assert np.array_equal(traced, plain)
+
+
 def test_of_two_ways_that_need_the_same_zeros_the_smaller_one_is_taken():
     """An embedding of zeros is enough: with positions of zeros as well, nothing would ever learn."""
     coarse, fine = (random_model(lambda rngs, w=w: Placed(w, rngs), w) for w in (3, 5))
