@@ -642,6 +642,18 @@ def test_of_two_ways_that_need_the_same_zeros_the_smaller_one_is_taken():
     assert np.array_equal(result.positions[...][:, 3:], fine.positions[...][:, 3:])
 
 
+def test_a_copy_parts_from_its_original_but_not_from_another_copy():
+    coarse, fine = (Normalised(width, nnx.Rngs(width)) for width in (4, 12))
+    result = prolongate_preserving(coarse, fine, ROWS)
+    for _ in range(2):
+        gradient = nnx.grad(lambda model: jnp.sum((model(jnp.asarray(ROWS)) - 1) ** 2))(result)
+        stepped = jax.tree.map(lambda p, g: p - 0.01 * g, nnx.state(result, nnx.Param), gradient)
+        nnx.update(result, stepped)
+    original, first, second = np.split(np.asarray(result.a.kernel[...]), 3, axis=1)
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
+    assert np.max(np.abs(original - first)) > 1e-3
+
+
 def test_units_under_a_plain_sum_stay_alike():
     """Zero is the only start that adds nothing, and all of them have it: the documents warn of that."""
     coarse, fine = (random_model(lambda rngs, w=w: Summed(w, rngs), w) for w in (4, 7))
