@@ -86,11 +86,12 @@ class Residual(nnx.Module):
 class Skip(nnx.Module):
     """Features before and behind a body, side by side."""
 
-    def __init__(self, front, *, body, rngs):
+    def __init__(self, inner, front, *, body, rngs):
         self.body, self.front = body, front
+        self.last = nnx.Linear(inner, inner, rngs=rngs)  # no feature twice, if it skips as well
 
     def __call__(self, x):
-        parts = [self.body(x), x]
+        parts = [self.last(self.body(x)), x]
         return jnp.concatenate(parts if self.front else parts[::-1], -1)
 
 
@@ -506,10 +507,10 @@ class _Draw:
         return [node], width, even
 
     def _skip(self, width, even, depth):
-        body, inner, also = self.chain(width, even, depth - 1, 2)
+        body, inner, _ = self.chain(width, even, depth - 1, 2)
         front = self.of(True, False)
         out = tuple(inner[i] + width[i] for i in (0, 1))
-        return [Node(Skip, ((front,), (front,)), body)], out, even and also
+        return [Node(Skip, tuple((n, front) for n in inner), body)], out, even
 
     def _ushape(self, width, even, depth):
         # Half the points: nothing inside may know their number.
