@@ -214,7 +214,7 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
     (
         "plasticity",
         "Starts of a finer level",
-        "What the fine level starts from: the coarse function exactly (`preserving`), a share of the fine "
+        "What the fine level starts from: the coarse function (`preserving`), a share of the fine "
         "network's values in the outgoing weights of new units, or new units chosen by ascent of the "
         "gradient that their outgoing weights see. Levenberg-Marquardt on a Helmholtz problem in "
         "float64, and Adam on Poisson; equal numbers of steps, no times.",

@@ -71,6 +71,10 @@ def _spread(fine: Program, new: set[int]) -> None:
 def check_added(operations: Sequence[Operation], added: set[Path]) -> None:
     """Refuse parameters that only the fine model has and that its program still reads.
 
+    Args:
+        operations: operations of the fine program.
+        added: paths of the variables that only the fine model has.
+
     Raises:
         StructureError: if there are any; the message names the place.
     """

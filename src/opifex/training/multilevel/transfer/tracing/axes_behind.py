@@ -22,7 +22,14 @@ class UnfollowedError(ValueError):
 
 
 def carries(found: Correspondence, value: Value, axis: int, group: IndexMap) -> bool:
-    """Whether an axis is made of a group of features."""
+    """Whether an axis is made of a group of features.
+
+    Args:
+        found: the models.
+        value: an array of the fine one.
+        axis: its axis.
+        group: the group.
+    """
     tensor = found.tensors.get(id(value))
     if tensor is None or tensor.maps is None:
         return False

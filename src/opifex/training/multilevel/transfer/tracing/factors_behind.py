@@ -27,7 +27,12 @@ _PRODUCTS = named("mul div dot_general conv_general_dilated")
 
 
 class FactorsBehind(ZerosBehind):
-    """Follows a value that has to be multiplied back to parameters."""
+    """Follows a value that has to be multiplied back to parameters.
+
+    Args:
+        found: the models.
+        already: entries that are zero in any case.
+    """
 
     passed_on = named(
         "conj convert_element_type cumsum imag neg real reduce_precision stop_gradient"

@@ -78,7 +78,12 @@ class IndexMap:
 
 
 def unknown(coarse: int, fine: int) -> IndexMap:
-    """A map of which nothing is known but the sizes."""
+    """A map of which nothing is known but the sizes.
+
+    Args:
+        coarse: size of the coarse axis.
+        fine: size of the fine axis.
+    """
     return IndexMap(coarse, fine)
 
 
@@ -88,7 +93,12 @@ def same(size: int) -> IndexMap:
 
 
 def known(array: np.ndarray, fine: int) -> IndexMap:
-    """A map given by the fine index of every coarse one."""
+    """A map given by the fine index of every coarse one.
+
+    Args:
+        array: these indices.
+        fine: size of the fine axis.
+    """
     term = IndexMap(len(array), fine)
     if not term.grows:
         if not np.array_equal(array, np.arange(fine)):
@@ -271,7 +281,13 @@ def taken(term: IndexMap, coarse: np.ndarray, fine: np.ndarray) -> IndexMap:
 
 
 def sliced(term: IndexMap, coarse: tuple[int, int], fine: tuple[int, int]) -> IndexMap:
-    """The map of a part of an axis, from a start to an end on each level."""
+    """The map of a part of an axis.
+
+    Args:
+        term: the map of the whole axis.
+        coarse: start and end of the part on the coarse level.
+        fine: start and end on the fine level.
+    """
     try:
         rest, _ = _divide(term, coarse[1], fine[1])
         return _divide(rest, coarse[0], fine[0])[1]
@@ -333,6 +349,10 @@ def factored(
 def unified(a: IndexMap, b: IndexMap) -> IndexMap:
     """The one map that two axes have, from now on.
 
+    Args:
+        a: the map of one axis.
+        b: the map of the other one.
+
     Raises:
         MapConflictError: if they cannot have the same.
     """
@@ -383,7 +403,12 @@ def unified(a: IndexMap, b: IndexMap) -> IndexMap:
 
 
 def regrouped(old: list[IndexMap], new: list[tuple[int, int]]) -> list[IndexMap]:
-    """The maps of the axes after a reshape: the shortest runs of axes of equal size on both levels."""
+    """The maps of the axes after a reshape: the shortest runs of axes of equal size on both levels.
+
+    Args:
+        old: the maps of the axes before.
+        new: coarse and fine sizes of the axes after it.
+    """
     result: list[IndexMap] = []
     old, new = list(old), list(new)
     while old or new:

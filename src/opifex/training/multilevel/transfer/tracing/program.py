@@ -264,18 +264,18 @@ class _Writer:
     def scan(
         self, settings: dict[str, Any], inputs: list[Value], shapes: Sequence[Any], place: str
     ) -> list[Value]:
-        fixed, carries = settings["num_consts"], settings["num_carry"]
-        begun = self.carried(inputs[fixed : fixed + carries], place)
+        fixed, starts, sequences = _parts_of_scan(settings, inputs)
+        begun = self.carried(starts, place)
         steps = [
             self.emit("step of", [x], [jax.ShapeDtypeStruct(x.shape[1:], x.dtype)], place).outputs[
                 0
             ]
-            for x in inputs[fixed + carries :]
+            for x in sequences
         ]
-        body = [*inputs[:fixed], *(b.outputs[0] for b in begun), *steps]
+        body = [*fixed, *(b.outputs[0] for b in begun), *steps]
         results = self.inner(settings["jaxpr"], body, place)
-        ends = self.ended(begun, results[:carries], place)
-        stacked = zip(results[carries:], shapes[carries:], strict=True)
+        ends = self.ended(begun, results[: len(begun)], place)
+        stacked = zip(results[len(begun) :], shapes[len(begun) :], strict=True)
         return ends + [self.emit("steps", [y], [shape], place).outputs[0] for y, shape in stacked]
 
     def loop(self, settings: dict[str, Any], inputs: list[Value], place: str) -> list[Value]:
@@ -285,6 +285,16 @@ class _Writer:
         self.inner(settings["cond_jaxpr"], [*inputs[:asked], *carry], place)
         body = self.inner(settings["body_jaxpr"], [*inputs[asked : asked + fixed], *carry], place)
         return self.ended(begun, body, place)
+
+
+def _parts_of_scan(settings: dict[str, Any], inputs: list[Value]) -> list[list[Value]]:
+    """What a scan reads at every step, what it carries along, and what it consumes step by step."""
+    if "num_consts" in settings:
+        fixed = settings["num_consts"]
+        carried = fixed + settings["num_carry"]
+        return [inputs[:fixed], inputs[fixed:carried], inputs[carried:]]
+    # From JAX 0.11 on.
+    return [list(part) for part in settings["ft_in"].update(inputs).unpack()]
 
 
 def _does_nothing(name: str, settings: Any, inputs: list[Value], shapes: Sequence[Any]) -> bool:

@@ -58,7 +58,11 @@ _ALONG = {
 
 
 class Rules(IndexingRules):
-    """The rules, and what they note about two models."""
+    """The rules, and what they note about two models.
+
+    Args:
+        found: the models, of which maps and needs are noted.
+    """
 
     def __init__(self, found: Correspondence) -> None:
         self.found = found
