@@ -18,7 +18,17 @@ import choices
 import gains
 from common import RESULTS, read_results
 from sections import SECTIONS, STALE
-from tables import ONE_RATE, Results, middle, origin, pinnacle_rows, plain, race_rows, table
+from tables import (
+    ONE_RATE,
+    Results,
+    architecture_rows,
+    middle,
+    origin,
+    pinnacle_rows,
+    plain,
+    race_rows,
+    table,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "measurements.md"
@@ -163,6 +173,20 @@ BLOCKS: dict[str, Callable[[], str]] = {
         "pinnacle",
         ("case", "median error", "published", "published / ours", "processor seconds"),
         pinnacle_rows,
+    ),
+    "architectures": chosen(
+        "architectures",
+        (
+            "model",
+            "problem",
+            "seconds",
+            "finest alone, error",
+            "cascade, error",
+            "alone / cascade",
+            "time to the same error, alone / cascade",
+            "the cascade ended",
+        ),
+        architecture_rows,
     ),
     "choices": lambda: table(choices.rows()),
     "gains": lambda: table(gains.rows()),

@@ -9,6 +9,7 @@ from tables import (
     Results,
     advice,
     against_jinns,
+    architectures,
     by_method,
     cut_off_race,
     growth,
@@ -87,6 +88,22 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "trainer, until its best test error. Our sides train on nine tenths of the samples and tune on "
         "the rest; the peer trains on all.",
         peer_race,
+    ),
+    (
+        "architectures",
+        "Models of users",
+        "A U-Net, an operator of Galerkin attention and a DeepONet, plain Flax NNX, written without a "
+        "thought of levels (`benchmarks/models_of_users.py`); all transfers are inferred. The finest "
+        "model alone against a cascade in the same processor seconds, compilation, transfers and their "
+        "verification included; what a plan spends on these was measured first, and its levels share "
+        "the rest. On the tuning seed, with half the seconds, the finest model alone has three rates; "
+        "two plans of a cascade start from the best of these rates: fewer features on the same grid, "
+        "and fewer features on half the grid points (for the DeepONet, whose sensors are fixed, three "
+        "widths). The better plan is then run on three seeds, with all the seconds and with half of "
+        "them. *Time to the same error* is that to the error with which the finest model alone ends on "
+        "that seed; it is zero where the cascade never has it. Three seeds only, since runs are long; "
+        "other programs used the machine.",
+        architectures,
     ),
     (
         "sample_cost",

@@ -266,6 +266,71 @@ def peer_race(results: Results) -> str:
     )
 
 
+def architecture_rows(results: Results) -> list[dict[str, Any]]:
+    """One row per course of models of users: errors after the same seconds, times to the same error."""
+    rows = []
+    for course in results["courses"].values():
+        runs, ratios = course["runs"], course["ratios"]
+
+        def error(side: str, runs: Sequence[Mapping[str, Any]] = runs) -> float | None:
+            return median([run[side]["final_error"] for run in runs])
+
+        rows.append(
+            {
+                "model": course["title"],
+                "problem": course["problem"],
+                "seconds": course["budget"],
+                "finest alone, error": error("alone"),
+                "cascade, error": error("cascade"),
+                "alone / cascade": spread(ratios["error_alone_over_cascade"]),
+                "time to the same error, alone / cascade": spread(ratios["alone_over_cascade"]),
+                "cascade in half the seconds, error": error("half"),
+                "its time, alone / cascade": spread(ratios["alone_over_half"]),
+                "the cascade ended": ended(ratios["error_alone_over_cascade"]),
+            }
+        )
+    return rows
+
+
+def ended(ratio: Mapping[str, Any]) -> str:
+    """Lower if three of four seeds say so, higher if most say so."""
+    if ratio["lower_quartile"] > 1:
+        return "lower"
+    return "higher" if ratio["median"] < 1 else "with no clear difference"
+
+
+def architectures(results: Results) -> str:
+    """The summary, then every seed and all entries of the tuning of each course."""
+    parts = [table(architecture_rows(results))]
+    for course in results["courses"].values():
+        rows = []
+        for run in course["runs"]:
+            row = {"seed": run["seed"]}
+            for side in ("alone", "cascade", "half"):
+                row |= {
+                    f"{side}: error": run[side]["final_error"],
+                    f"{side}: s": run[side]["all_seconds"],
+                    f"{side}: of which training": run[side]["all_training_seconds"],
+                    f"{side}: s to the error": run[side]["seconds"],
+                }
+            rows.append(row)
+        tuned = [
+            {
+                "entry": row["entry"],
+                "validation error": row["error"],
+                "s with compilation and transfers": row["seconds"],
+            }
+            for row in course["tuning"]
+        ]
+        sides = "; ".join(f"{side}: {entry}" for side, entry in course["entries"].items())
+        sizes = " to ".join(map(str, course["parameters"]))
+        parts.append(
+            f"### {course['title']}, {course['problem']}\n\nParameters of the sizes: {sizes}. {sides}."
+            f"\n\n{table(rows)}\n\nTuning:\n\n{table(tuned)}"
+        )
+    return "\n\n".join(parts)
+
+
 def growth(results: Results) -> str:
     """Cost of a step, and what levels cost."""
     return (

@@ -31,6 +31,7 @@ SLOW = {
     "docs/tutorials/darcy.md",
     "docs/tutorials/inverse.md",
     "docs/tutorials/own_equation.md",
+    "docs/tutorials/own_unet.md",
     "docs/tutorials/poisson.md",
     "docs/tutorials/resuming.md",
     "docs/your_equation.md",
