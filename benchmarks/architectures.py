@@ -125,7 +125,7 @@ def course(
         "rates": RATES,
         "probe": 2,
         "evaluations": 30,
-        "budget": 24.0,
+        "budget": 20.0,
     }
     return UserCourse(
         name=f"{title}, {problem}", title=title, problem=problem, build=build, **defaults | settings
@@ -137,7 +137,7 @@ NARROWER: dict[str, Any] = {
     "call": call_with_places,
     "widths": (32, 64, 128),
     "cascades": (halved((1, 2), (0.5, 0.5)), halved((0, 1, 2), (0.25, 0.25, 0.5))),
-    "budget": 16.0,
+    "budget": 12.0,
 }
 COURSES = {
     "unet-darcy": darcy("U-Net", partial(UNet, depth=2, axes=2), widths=(4, 4, 8), budget=30.0),
@@ -147,21 +147,15 @@ COURSES = {
     "unet-burgers": burgers_fronts(
         "U-Net", partial(UNet, depth=2, axes=1, padding="CIRCULAR"), widths=(8, 8, 16), budget=30.0
     ),
-    "deeponet-burgers": burgers_fronts(
-        "DeepONet",
-        partial(DeepONet, sensors=128, axes=1),
-        shapes=((128,), (128,), (128,)),
-        **NARROWER,
-    ),
     "attention-burgers": burgers_fronts(
         "attention",
         partial(AttentionOperator, blocks=2, axes=1, periodic=True),
         widths=(16, 16, 32),
     ),
-    "deeponet-darcy": darcy(
+    "deeponet-burgers": burgers_fronts(
         "DeepONet",
-        partial(DeepONet, sensors=256, axes=2),
-        shapes=((16, 16), (16, 16), (16, 16)),
+        partial(DeepONet, sensors=128, axes=1),
+        shapes=((128,), (128,), (128,)),
         **NARROWER,
     ),
 }
@@ -188,62 +182,78 @@ class Price:
         ]
 
 
-def price(course: UserCourse, plan: Plan) -> Price:
-    """Measure a plan with a few epochs on each of its levels."""
-    entry = Entry(plan, course.rates[0], "cosine", course.budget)
-    history = course.run(entry, TUNING_SEED, None, [course.probe] * len(plan.levels))
+def price_of(history: History, epochs: Sequence[int]) -> Price:
+    """What a plan has cost in a run with so many epochs on each of its levels."""
     spent = [
         sum(stretch.seconds for stretch in history.stretches if stretch.level == level)
-        for level in range(len(plan.levels))
+        for level in range(len(epochs))
     ]
     return Price(
         history.elapsed_seconds - history.seconds,
-        tuple(seconds / course.probe for seconds in spent),
+        tuple(seconds / count for seconds, count in zip(spent, epochs, strict=True)),
     )
 
 
-def tuned(
-    course: UserCourse, prices: dict[Plan, Price], alone: Plan
-) -> list[tuple[Entry, History]]:
+@dataclass(frozen=True)
+class Trial:
+    """A run of an entry on the tuning seed.
+
+    Attributes:
+        entry: the entry.
+        history: of the run.
+        price: what it has cost.
+    """
+
+    entry: Entry
+    history: History
+    price: Price
+
+    @property
+    def error(self) -> float:
+        """What it ended with on validation data."""
+        return final(self.history)
+
+
+def tuned(course: UserCourse, alone: Plan) -> list[Trial]:
     """Half the seconds on the tuning seed: the finest model with every rate, plans with the best."""
-    metric, found, seconds = course.metric("validation"), [], HALF * course.budget
+    metric, seconds, trials = course.metric("validation"), HALF * course.budget, []
 
-    def run(plan: Plan, rate: float) -> None:
-        entry = Entry(plan, rate, "cosine", seconds)
-        history = course.run(entry, TUNING_SEED, metric, prices[plan].affordable(plan, seconds))
-        found.append((entry, history))
-        CONSOLE.print(f"{course.name}: {label(course, entry)}: {final(history):.3g}")
+    def run(plan: Plan, rates: Sequence[float]) -> None:
+        first = Entry(plan, rates[0], "cosine", seconds)
+        probes = [course.probe] * len(plan.levels)
+        price = price_of(course.run(first, TUNING_SEED, None, probes), probes)
+        for rate in rates:
+            entry, epochs = replace(first, rate=rate), price.affordable(plan, seconds)
+            history = course.run(entry, TUNING_SEED, metric, epochs)
+            price = price_of(history, epochs)
+            trials.append(Trial(entry, history, price))
+            CONSOLE.print(f"{course.name}: {label(course, entry)}: {trials[-1].error:.3g}")
 
-    for rate in course.rates:
-        run(alone, rate)
-    best = min(found, key=lambda trial: final(trial[1]))[0].rate
+    run(alone, course.rates)
+    best = min(trials, key=lambda trial: trial.error).entry.rate
     for plan in course.cascades:
-        run(plan, best)
-    return found
+        run(plan, [best])
+    return trials
 
 
 def compare(course: UserCourse, seeds: Sequence[int]) -> dict[str, Any]:
     """Tune, then run all seeds of one course."""
     alone = Plan((len(course.sizes) - 1,))
-    prices = {plan: price(course, plan) for plan in (alone, *course.cascades)}
-    trials = tuned(course, prices, alone)
-
-    def best(of_cascades: bool) -> Entry:
-        chosen = [trial for trial in trials if (trial[0].plan != alone) == of_cascades]
-        return min(chosen, key=lambda trial: final(trial[1]))[0]
-
+    trials = tuned(course, alone)
+    single, ours = (
+        min((t for t in trials if (t.entry.plan == alone) == is_alone), key=lambda t: t.error)
+        for is_alone in (True, False)
+    )
     sides = {
-        "alone": replace(best(False), budget=course.budget),
-        "cascade": replace(best(True), budget=course.budget),
-        "half": best(True),
+        "alone": (replace(single.entry, budget=course.budget), single.price),
+        "cascade": (replace(ours.entry, budget=course.budget), ours.price),
+        "half": (ours.entry, ours.price),
     }
     metric, runs = course.metric("test"), []
     for seed in seeds:
         histories = {
-            side: course.run(
-                entry, seed, metric, prices[entry.plan].affordable(entry.plan, entry.budget)
-            )
-            for side, entry in sides.items()
+            side: course.run(entry, seed, metric, price.affordable(entry.plan, entry.budget))
+            for side, (entry, price) in sides.items()
         }
         target = final(histories["alone"])
         run: dict[str, Any] = {side: outcome(found, target) for side, found in histories.items()}
@@ -254,6 +264,7 @@ def compare(course: UserCourse, seeds: Sequence[int]) -> dict[str, Any]:
         CONSOLE.print(
             {"seed": seed}
             | {side: round(run[side]["final_error"], 4) for side in sides}
+            | {f"{side}, s": round(run[side]["all_seconds"], 1) for side in sides}
             | {name: value for name, value in run.items() if "_over_" in name}
         )
     return {
@@ -264,20 +275,17 @@ def compare(course: UserCourse, seeds: Sequence[int]) -> dict[str, Any]:
             for i in range(len(course.sizes))
         ],
         "budget": course.budget,
-        "prices": [
-            {"levels": plan.levels, "fixed": price.fixed, "epochs": price.epochs}
-            for plan, price in prices.items()
-        ],
         "tuning": [
             {
-                "side": "alone" if entry.plan == alone else "cascade",
-                "entry": label(course, entry),
-                "error": final(history),
-                "seconds": history.elapsed_seconds,
+                "side": "alone" if trial.entry.plan == alone else "cascade",
+                "entry": label(course, trial.entry),
+                "error": trial.error,
+                "seconds": trial.history.elapsed_seconds,
+                "training_seconds": trial.history.seconds,
             }
-            for entry, history in trials
+            for trial in trials
         ],
-        "entries": {side: label(course, entry) for side, entry in sides.items()},
+        "entries": {side: label(course, entry) for side, (entry, _) in sides.items()},
         "runs": runs,
         "ratios": {
             name: quartiles([run[name] for run in runs]) for name in runs[0] if "_over_" in name
