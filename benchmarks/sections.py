@@ -100,9 +100,9 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "two plans of a cascade start from the best of these rates: fewer features on the same grid, "
         "and fewer features on half the grid points (for the DeepONet, whose sensors are fixed, three "
         "widths). The better plan is then run on three seeds, with all the seconds and with half of "
-        "them. *Time to the same error* is that to the error with which the finest model alone ends on "
-        "that seed; it is zero where the cascade never has it. Three seeds only, since runs are long; "
-        "other programs used the machine.",
+        "them. A cascade that never has an error counts as zero. Seconds are what the plan was found to "
+        "cost on the tuning seed, so that they differ by the noise of a machine that other programs "
+        "used as well. Three seeds only, since runs are long.",
         architectures,
     ),
     (
