@@ -291,24 +291,27 @@ def architecture_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def sooner(course: Mapping[str, Any], factor: float, column: int) -> str:
+def sooner(course: Mapping[str, Any], factor: float, clock: str) -> str:
     """How many times sooner a cascade had an error than the finest model alone.
 
     Args:
         course: the runs.
         factor: the error, relative to that with which the finest model alone ended on the same seed.
-        column: of the curves: 0 for seconds of training, 1 for all seconds.
+        clock: ``"seconds"`` or ``"training_seconds"``.
     """
+    column = 0 if clock == "training_seconds" else 1
+
+    def time(run: Mapping[str, Any], side: str) -> float | None:
+        if factor == 1:
+            found: float | None = run[side][clock]
+            return found
+        target = factor * run["alone"]["final_error"]
+        return next((row[column] for row in run[side]["curve"] if row[-1] <= target), None)
+
     found: list[float | None] = []
     for run in course["runs"]:
-        target = factor * run["alone"]["final_error"]
-        alone, ours = (
-            next((row[column] for row in run[side]["curve"] if row[-1] <= target), None)
-            for side in ("alone", "cascade")
-        )
-        # The mean of the last errors may be below what the thinned curve shows.
-        alone = run["alone"]["curve"][-1][column] if alone is None else alone
-        found.append(0.0 if ours is None else ratio(alone, ours))
+        ours = time(run, "cascade")
+        found.append(0.0 if ours is None else ratio(time(run, "alone"), ours))
     return spread(quartiles(found))
 
 
@@ -319,13 +322,16 @@ def architecture_times(results: Results) -> list[dict[str, Any]]:
             "model": course["title"],
             "problem": course["problem"],
             **{
-                f"{name}, {seconds}": sooner(course, factor, column)
+                f"{name}, {seconds}": sooner(course, factor, clock)
                 for name, factor in (
                     ("last error", 1.0),
                     (f"{MARGIN:g} times it", MARGIN),
                     (f"{HIGH:g} times it", HIGH),
                 )
-                for seconds, column in (("all seconds", 1), ("training alone", 0))
+                for seconds, clock in (
+                    ("all seconds", "seconds"),
+                    ("training alone", "training_seconds"),
+                )
             },
         }
         for course in results["courses"].values()
