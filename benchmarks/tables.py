@@ -339,7 +339,7 @@ def architecture_times(results: Results) -> list[dict[str, Any]]:
 
 
 def ended(ratio: Mapping[str, Any]) -> str:
-    """Lower if three of four seeds say so, higher if most say so."""
+    """Lower if the lower quartile of alone over cascade says so, higher if the median says so."""
     if ratio["lower_quartile"] > 1:
         return "lower"
     return "higher" if ratio["median"] < 1 else "with no clear difference"
