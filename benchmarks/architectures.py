@@ -158,6 +158,12 @@ COURSES = {
         shapes=((128,), (128,), (128,)),
         **NARROWER,
     ),
+    "deeponet-darcy": darcy(
+        "DeepONet",
+        partial(DeepONet, sensors=256, axes=2),
+        shapes=((16, 16), (16, 16), (16, 16)),
+        **NARROWER,
+    ),
 }
 
 
@@ -307,7 +313,9 @@ def main() -> None:
             chosen = replace(chosen, budget=1.0, probe=1, rates=RATES[:1])
         kept[name] = compare(chosen, given.seeds)
         if not given.quick:  # a long run that is cut off leaves what it had
-            write_results(NAME, courses={key: kept[key] for key in COURSES if key in kept})
+            found = {key: kept[key] for key in COURSES if key in kept}
+            # What makes all of the file, whichever calls have made its parts.
+            write_results(NAME, command="python benchmarks/architectures.py", courses=found)
 
 
 if __name__ == "__main__":
