@@ -102,9 +102,9 @@ SECTIONS: list[tuple[str, str, str, Callable[[Results], str]]] = [
         "widths). The better plan is then run on three seeds, with all the seconds and with half of "
         "them. A cascade that never has an error counts as zero. Seconds are what the plan was found to "
         "cost on the tuning seed, so that they differ by the noise of a machine that other programs "
-        "used as well; a first run of the U-Net on Darcy, where this was a fifth, was repeated. Times to "
-        "higher errors were added after first results had been seen, with the factors of a race. Three "
-        "seeds only, since runs are long.",
+        "used as well; a first run of the U-Net on Darcy, where this was a fifth, was repeated. Times "
+        "to higher errors were added after first results had been seen, with the factors of a race. "
+        "Three seeds only, since runs are long.",
         architectures,
     ),
     (
