@@ -283,6 +283,14 @@ class DeepONet(nnx.Module):
         return jnp.einsum("bp,np->bn", self.branch(u), self.trunk(y)) + self.bias[...]
 
 
+class ScaledDeepONet(DeepONet):
+    """Divides by the number of terms; of the two factors only the branch can be multiplied."""
+
+    def __call__(self, u, y):
+        trunk = nnx.gelu(self.trunk.layers[0](y))
+        return jnp.einsum("bp,np->bn", self.branch(u), trunk) / trunk.shape[-1]
+
+
 class Graph(nnx.Module):
     """Messages along edges, summed at their ends."""
 
@@ -500,6 +508,8 @@ TABLE = [
     Case("the same with learned positions, and nothing between", "width 3 → 5", one(Placed), (3, 5),
          (np.arange(5),)),
     Case("DeepONet", "width 4 → 7", one(DeepONet), (4, 7), (normal(3, 7), normal(5, 2))),
+    Case("DeepONet divided by its width, GELU", "width 4 → 8", one(ScaledDeepONet), (4, 8),
+         (normal(3, 7), normal(5, 2))),
     Case("graph network (`segment_sum`)", "width 4 → 7", one(Graph), (4, 7), EDGES),
     Case("layers made by `nnx.vmap`", "width 4 → 7", one(Members), (4, 7), (ROWS,)),
     Case("mixture of two networks", "width 4 → 7", one(Mixture), (4, 7), (ROWS,)),
@@ -602,6 +612,25 @@ def test_models_of_other_structure_are_an_error_that_names_the_place():
         r"test_architectures\.py, line \d+, in \S*__call__",
     ):
         plan_transfer(coarse, fine, ROWS)
+
+
+def test_the_same_operations_on_other_operands_are_an_error_that_names_the_place():
+    class Difference(nnx.Module):
+        def __init__(self, width, turned, rngs):
+            self.a, self.b = (nnx.Linear(2, width, rngs=rngs) for _ in range(2))
+            self.output = nnx.Linear(width, 1, rngs=rngs)
+            self.turned = turned
+
+        def __call__(self, x):
+            a, b = jnp.tanh(self.a(x)), jnp.tanh(self.b(x))
+            return self.output(b - a if self.turned else a - b)
+
+    coarse, fine, turned = (
+        Difference(width, turn, nnx.Rngs(0)) for width, turn in ((3, False), (4, False), (4, True))
+    )
+    assert not plan_transfer(coarse, fine, ROWS).obstacles
+    with pytest.raises(ValueError, match=r"differ at .*: an operand there comes from elsewhere"):
+        plan_transfer(coarse, turned, ROWS)
 
 
 def test_inputs_of_a_wrong_shape_are_an_error_that_names_them():

@@ -45,13 +45,24 @@ class FactorsBehind(ZerosBehind):
         Raises:
             ImpossibleError: if there are none, or if something else reads them too.
         """
-        self.chain: dict[int, tuple[Value, Mask]] = {}
-        parts = self._zero(value, np.ones((1,) * value.ndim, bool))
+        reasons = []
+        # Of a product either factor will do, but perhaps only one that nothing else reads.
+        for self.first_factor in (0, 1):
+            self.chain: dict[int, tuple[Value, Mask]] = {}
+            try:
+                parts = self._zero(value, np.ones((1,) * value.ndim, bool))
+                self._check_users(value)
+            except ImpossibleError as error:
+                reasons.append(str(error))
+            else:
+                return parts
+        raise ImpossibleError("; ".join(dict.fromkeys(reasons)))
+
+    def _check_users(self, value: Value) -> None:
         for one, mask in self.chain.values():
             for user in self.users.get(id(one), ()):
                 if one is not value:
                     self._check_user(user, one, mask)
-        return parts
 
     def _check_user(self, user: Operation, value: Value, mask: Mask) -> None:
         multiplied = [id(i) in self.chain for i in user.inputs]
@@ -86,7 +97,7 @@ class FactorsBehind(ZerosBehind):
 
     def _any(self, wanted: Any) -> Zeros:
         reasons = []
-        for value, mask in wanted:
+        for value, mask in wanted if self.first_factor == 0 else reversed(wanted):
             try:
                 return self._zero(value, mask())
             except ImpossibleError as error:
