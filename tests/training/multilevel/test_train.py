@@ -627,6 +627,30 @@ def test_data_may_hold_single_numbers() -> None:
     assert history.num_steps == 4
 
 
+class Encoder(nnx.Module):
+    """Has no ``__call__``; old features stand behind those that grow."""
+
+    def __init__(self, width: int) -> None:
+        rngs = nnx.Rngs(width)
+        self.hidden = nnx.Linear(X.shape[-1], width, rngs=rngs)
+        self.output = nnx.Linear(width + X.shape[-1], 1, rngs=rngs)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        return self.output(jnp.concatenate([jnp.tanh(self.hidden(x)), x], axis=-1))
+
+
+def test_of_models_that_cannot_be_called_the_loss_is_traced() -> None:
+    def encoded(model: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.mean((model.encode(x) - y) ** 2)
+
+    models = [Encoder(4), Encoder(8)]
+    run = trainer(models=models)
+    history = run.fit(encoded, (X, Y), epochs=[3, 2])
+    assert history.losses[3] == pytest.approx(float(encoded(run.hierarchy[0], X, Y)), rel=1e-5)
+    with pytest.raises(ValueError, match="Encoder cannot be called"):
+        prolongate_preserving(*models)
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_models_that_cannot_be_called_with_the_data_are_compared_by_their_loss(
     broken: bool,

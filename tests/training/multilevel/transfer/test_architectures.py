@@ -405,6 +405,17 @@ class Summed(nnx.Module):
         return self.act(self.a(x)).sum(-1)
 
 
+class SummedTimes(Summed):
+    """The number that multiplies all terms would be the cheapest one to set to zero."""
+
+    def __init__(self, width, rngs):
+        super().__init__(width, rngs)
+        self.size = nnx.Param(jnp.full((), 0.7))
+
+    def __call__(self, x):
+        return (self.size[...] * self.act(self.a(x))).sum(-1)
+
+
 class Case(NamedTuple):
     """One row of the table.
 
@@ -518,6 +529,8 @@ TABLE = [
     Case("complex parameters", "width 3 → 5", one(Complex), (3, 5), (ROWS,)),
     Case("`jax.lax.cond`", "width 4 → 7", one(Chosen), (4, 7), (ROWS,)),
     Case("sum over features", "width 4 → 7", one(Summed), (4, 7), (ROWS,)),
+    Case("sum over features times one trainable number", "width 4 → 7", one(SummedTimes), (4, 7),
+         (ROWS,)),
     Case("sum over features of a function that is 1 at 0", "width 4 → 7",
          one(Summed, act=jnp.cos), (4, 7), (ROWS,), "new features would add to it",
          r"cos at .* does not keep zeros"),

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -49,7 +50,17 @@ __all__ = ["plan_transfer", "traced_with"]
 Call = Callable[..., Any]
 """How to use a model: ``call(model, *inputs)``."""
 
-_data: ContextVar[tuple[tuple[Any, ...], Call | None]] = ContextVar("_data", default=((), None))
+
+@dataclass
+class _Use:
+    """How models are used where transfers between them are asked for, and plans for this use."""
+
+    data: tuple[Any, ...] = ()
+    loss: Call | None = None
+    kept: dict[Any, TransferPlan] = field(default_factory=dict)
+
+
+_use: ContextVar[_Use | None] = ContextVar("_use", default=None)
 _kept: OrderedDict[Any, TransferPlan] = OrderedDict()
 _MOST_KEPT = 64
 
@@ -62,11 +73,11 @@ def traced_with(data: Sequence[Any], loss: Call | None = None) -> Iterator[None]
         data: arrays or their shapes, as a loss gets them after the model.
         loss: ``loss(model, *data)``, which is traced if the model itself cannot be called.
     """
-    token = _data.set((tuple(data), loss))
+    token = _use.set(_Use(tuple(data), loss))
     try:
         yield
     finally:
-        _data.reset(token)
+        _use.reset(token)
 
 
 def _leads_to_variable(model: nnx.Module, path: Path) -> bool:
@@ -149,14 +160,32 @@ def plan_transfer(coarse_model: nnx.Module, fine_model: nnx.Module, *inputs: Any
         return TransferPlan(
             tuple((path, Placement.in_front(v.shape, v.shape)) for path, v in coarse.items())
         )
-    given = inputs or _data.get()[0]
-    key = _key(coarse_model, coarse), _key(fine_model, fine), _shapes(given), bool(inputs)
+    if inputs:
+        return _kept_plan(coarse_model, fine_model, inputs, None)
+    use = _use.get() or _Use()
+    return _kept_plan(coarse_model, fine_model, use.data, use)
+
+
+def _kept_plan(
+    coarse_model: nnx.Module, fine_model: nnx.Module, inputs: tuple[Any, ...], use: _Use | None
+) -> TransferPlan:
+    models: tuple[Any, Any] = coarse_model, fine_model
+    key = (
+        *((nnx.graphdef(m), _shapes(transferable(m))) for m in models),
+        _shapes(inputs),
+        use is None,
+    )
     try:
-        plan = _kept.get(key)
+        hash(key)
     except TypeError:  # a list among the attributes of a module: nothing to keep a plan under
-        return _inferred(coarse_model, fine_model, given, explicit=bool(inputs))
-    if plan is None:
-        plan = _inferred(coarse_model, fine_model, given, explicit=bool(inputs))
+        return _inferred(*models, inputs, use)[0]
+    for kept in (_kept, use.kept if use else {}):
+        if key in kept:
+            return kept[key]
+    plan, by_loss = _inferred(*models, inputs, use)
+    if by_loss and use is not None:
+        use.kept[key] = plan
+    else:
         _kept[key] = plan
         if len(_kept) > _MOST_KEPT:
             _kept.popitem(last=False)
@@ -168,43 +197,40 @@ def _shapes(tree: Any) -> Any:
     return structure, tuple((jax.numpy.shape(x), jax.numpy.result_type(x)) for x in leaves)
 
 
-def _key(model: nnx.Module, variables: dict[Path, Any]) -> Any:
-    shapes = tuple((path, v.shape, v[...].dtype) for path, v in variables.items())
-    return nnx.graphdef(model), shapes
-
-
 def _inferred(
-    coarse_model: nnx.Module, fine_model: nnx.Module, given: tuple[Any, ...], *, explicit: bool
-) -> TransferPlan:
+    coarse_model: nnx.Module, fine_model: nnx.Module, given: tuple[Any, ...], use: _Use | None
+) -> tuple[TransferPlan, bool]:
+    """The plan, and whether it holds for the present use only."""
     models: tuple[Any, Any] = coarse_model, fine_model
-    if explicit:
-        return _traced(*models, given, given)
-    if not callable(models[0]):
-        data, loss = _data.get()
-        if loss is None:
-            return _by_name(
-                *models,
-                f"{type(fine_model).__name__} cannot be called: nothing is known of its function",
-            )
-        return _traced(*models, data, data, loss)
-    accepted = accepted_inputs(*models, given)
+    if use is None:
+        return _traced(*models, given, given), False
     first: StructureError | None = None
-    if accepted is not None:
+    guess = None
+    if callable(models[0]):
+        accepted = accepted_inputs(*models, given)
+        if accepted is not None:
+            try:
+                return _traced(*models, accepted, accepted), False
+            except StructureError as error:  # code that chooses by the size of its input, perhaps
+                first = error
+        guess = guessed_inputs(*models)
+    if guess is not None:
         try:
-            return _traced(*models, accepted, accepted)
-        except StructureError as error:  # code that chooses by the size of its input, perhaps
-            first = error
-    guess = guessed_inputs(*models)
-    if guess is None:
-        raise first or ValueError(
-            "inputs must be given: none were found that both models take, so that they can be traced; "
-            f"what the coarse {type(coarse_model).__name__} takes, arrays or jax.ShapeDtypeStruct, "
-            "goes behind the two models"
-        )
-    try:
-        return _traced(*models, *guess)
-    except StructureError as error:
-        raise first or error from None
+            return _traced(*models, *guess), False
+        except StructureError as error:
+            raise first or error from None
+    if first is not None:
+        raise first
+    if use.loss is not None:
+        return _traced(*models, given, given, use.loss), True
+    if not callable(models[0]):
+        reason = f"{type(fine_model).__name__} cannot be called: nothing is known of its function"
+        return _by_name(*models, reason), False
+    raise ValueError(
+        "inputs must be given: none were found that both models take, so that they can be traced; "
+        f"what the coarse {type(coarse_model).__name__} takes, arrays or jax.ShapeDtypeStruct, "
+        "goes behind the two models"
+    )
 
 
 def _by_name(coarse_model: nnx.Module, fine_model: nnx.Module, reason: str) -> TransferPlan:
