@@ -646,6 +646,25 @@ def test_the_same_operations_on_other_operands_are_an_error_that_names_the_place
         plan_transfer(coarse, turned, ROWS)
 
 
+def test_plans_are_kept_for_the_inputs_that_they_were_inferred_from():
+    class Either(nnx.Module):
+        def __init__(self, width, rngs):
+            self.hidden = nnx.Linear(2, width, rngs=rngs)
+            self.output = nnx.Linear(width + 2, 1, rngs=rngs)
+
+        def __call__(self, x):
+            parts = [jnp.tanh(self.hidden(x)), x]
+            return self.output(jnp.concatenate(parts if x.ndim == 2 else parts[::-1], axis=-1))
+
+    coarse, fine = (Either(width, nnx.Rngs(0)) for width in (3, 5))
+    for x, index in (
+        (ROWS, (0, 1, 2, 5, 6)),
+        (SEQUENCE[..., :2], range(5)),
+        (ROWS, (0, 1, 2, 5, 6)),
+    ):
+        assert plan_transfer(coarse, fine, x)["output", "kernel"].index[0] == index
+
+
 def test_inputs_of_a_wrong_shape_are_an_error_that_names_them():
     coarse, fine = (Wider(width, nnx.Rngs(0)) for width in (3, 4))
     with pytest.raises(
