@@ -248,6 +248,18 @@ class ScannedLayers(nnx.Module):
         return self.o(march(self.i(x), self.layers))
 
 
+class DepthwiseSkip(nnx.Module):
+    """Each channel of a concatenation has its own kernel: old ones are behind new ones."""
+
+    def __init__(self, width, rngs):
+        self.a = nnx.Conv(2, width, (1,), rngs=rngs)
+        self.b = nnx.Conv(width + 2, width + 2, (3,), feature_group_count=width + 2, rngs=rngs)
+        self.o = nnx.Conv(width + 2, 1, (1,), rngs=rngs)
+
+    def __call__(self, x):
+        return self.o(jnp.tanh(self.b(jnp.concatenate([jnp.tanh(self.a(x)), x], axis=-1))))
+
+
 class Tied(nnx.Module):
     def __init__(self, width, rngs):
         self.e, self.a = nnx.Embed(5, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
@@ -459,6 +471,8 @@ TABLE = [
          lambda size, rngs: Convolutions(4, rngs, size=size), (3, 5), (LINE,)),
     Case("convolution", "size of the kernel 2 → 4, width 2 → 5",
          lambda size, rngs: Convolutions(size[0], rngs, size=size[1]), ((2, 2), (5, 4)), (LINE,)),
+    Case("depthwise convolution of concatenated features", "width 3 → 5", one(DepthwiseSkip), (3, 5),
+         (LINE,)),
     Case("depthwise convolution", "width 4 → 7",
          lambda size, rngs: Convolutions(size, rngs, groups=size), (4, 7), (LINE,)),
     Case("grouped convolution", "width of each group 2 → 4",
@@ -644,6 +658,12 @@ def test_the_same_operations_on_other_operands_are_an_error_that_names_the_place
     assert not plan_transfer(coarse, fine, ROWS).obstacles
     with pytest.raises(ValueError, match=r"differ at .*: an operand there comes from elsewhere"):
         plan_transfer(coarse, turned, ROWS)
+
+
+def test_a_shared_parameter_is_left_alone_where_something_else_can_be_zero():
+    plan = plan_transfer(Tied(3, nnx.Rngs(0)), Tied(5, nnx.Rngs(0)), np.arange(5))
+    assert plan["e", "embedding"].zeros is None
+    assert plan["a", "kernel"].zeros is not None
 
 
 def test_plans_are_kept_for_the_inputs_that_they_were_inferred_from():
