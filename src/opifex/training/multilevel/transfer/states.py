@@ -327,18 +327,20 @@ def transfer_optimizer_state(
     Returns:
         The state on the fine level.
 
-        - Trees that mirror the parameters are transferred; new entries start as ``init`` gives them, or
-          second moments as ``second_moment_start`` says.
-        - What runs along axes of its parameter grows with them: squares along one axis (factors and
-          eigenbases of Shampoo and SOAP), means over one axis (Adafactor), vectors along one axis
-          (SM3), projections and what is projected (GaLore). Old entries stay with their rows and
-          columns, new ones start likewise. A square with orthonormal columns gets the identity, so
-          that it stays a basis. Adafactor's averages are taken from its unfactored ones where it begins
-          to factor. Where it is not certain which rows continue which, such an array starts afresh:
-          if sizes and places leave several axes that would move differently, or the transfer changes
-          the values of the parameter, splits its slices or doubles them.
-        - Counts, hyperparameters and numbers per parameter are carried on, except the count by
-          which GaLore knows when to compute a projection: it does so with the next gradient.
+        Trees that mirror the parameters are transferred; new entries start as ``init`` gives them, or
+        second moments as ``second_moment_start`` says.
+
+        What runs along axes of its parameter grows with them: squares along one axis (factors and
+        eigenbases of Shampoo and SOAP), means over one axis (Adafactor), vectors along one axis (SM3),
+        projections and what is projected (GaLore). Old entries stay with their rows and columns, new
+        ones start likewise. A square with orthonormal columns gets the identity, so that it stays a
+        basis. Adafactor's averages are taken from its unfactored ones where it begins to factor. Where
+        it is not certain which rows continue which, such an array starts afresh: if sizes and places
+        leave several axes that would move differently, or the transfer changes the values of the
+        parameter, splits its slices or doubles them.
+
+        Counts, hyperparameters and numbers per parameter are carried on, except the count by which
+        GaLore knows when to compute a projection: it does so with the next gradient.
 
     Raises:
         TypeError: if an argument has the wrong type, or ``transition_fn`` returns no model.
