@@ -284,7 +284,10 @@ def _traced(
         if len(fine) > len(coarse) and all(v.shape == fine[p].shape for p, v in coarse.items()):
             # Layers are added, and nothing else: the places are known, but not the function.
             return _by_name(coarse_model, fine_model, str(error))
-        raise
+        raise StructureError(
+            f"{error}. Models that differ in more than sizes need a transfer of their own "
+            "(prolongate_fn=...)"
+        ) from None
     needed = preservation(found)
     contracted = contracted_axes(found)
     placements = tuple(
