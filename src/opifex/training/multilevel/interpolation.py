@@ -138,7 +138,6 @@ def _verify(run: Run, coarse: LevelState, fine: LevelState, data: tuple[Any, ...
 
 def _gradient(run: Run, data: tuple[Any, ...], model: nnx.Module) -> Any:
     level = LevelState.of(model, None)
-
     return jax.grad(run.objective_of(level, data).value)(level.params)
 
 

@@ -193,8 +193,8 @@ def _kept_plan(
 
 
 def _shapes(tree: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((jax.numpy.shape(x), jax.numpy.result_type(x)) for x in leaves)
+    leaves, structure = jax.tree.flatten(_structs(tree))
+    return structure, tuple(leaves)
 
 
 def _inferred(

@@ -135,9 +135,13 @@ def _improved(new: ModelT, plan: TransferPlan, gradient: Gradient, steps: int) -
     if not free or not emptied:
         return new
 
-    def seen(moved: dict[Path, Array]) -> Array:
+    def with_free(moved: dict[Path, Array]) -> ModelT:
+        """The start with other values of its free entries."""
         whole = {path: jnp.where(free[path], moved[path], arrays[path]) for path in moved}
-        slopes = entries(gradient(nnx.merge(graphdef, replaced(params, arrays | whole), rest)))
+        return nnx.merge(graphdef, replaced(params, arrays | whole), rest, copy=True)
+
+    def seen(moved: dict[Path, Array]) -> Array:
+        slopes = entries(gradient(with_free(moved)))
         squares = [jnp.sum(jnp.abs(slopes[path]) ** 2 * mask) for path, mask in emptied.items()]
         return jnp.log(sum(squares) + jnp.finfo(jnp.float32).tiny)
 
@@ -157,5 +161,4 @@ def _improved(new: ModelT, plan: TransferPlan, gradient: Gradient, steps: int) -
 
     start = {path: arrays[path] for path in free}
     found = jax.jit(lambda moved: jax.lax.scan(step, moved, None, length=steps)[0])(start)
-    whole = {path: jnp.where(free[path], found[path], arrays[path]) for path in free}
-    return nnx.merge(graphdef, replaced(params, arrays | whole), rest, copy=True)
+    return with_free(found)

@@ -5,8 +5,8 @@ axis sit on the fine one, `walk` goes through two programs in step, by the `rule
 (`indexing_rules`), without layers that only the fine one has (`added_terms`), and writes down a
 `correspondence`. `preservation` works out from it which new entries must be zero or repeat old ones: it
 follows an axis (`axes_behind`), places that have to vanish (`zeros_behind`) and factors
-(`factors_behind`) back to parameters. `constants` evaluates constants, and `example_inputs` finds inputs
-to trace with.
+(`factors_behind`) back to parameters. `axis_roles` reads the settings of operations, `constants`
+evaluates constants, `evaluation` whole models, and `example_inputs` finds inputs to trace with.
 
 The room may import `opifex.models`.
 """

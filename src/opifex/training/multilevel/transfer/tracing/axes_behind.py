@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from opifex.training.multilevel.transfer.tracing.axis_roles import free_axes, window_axes
 from opifex.training.multilevel.transfer.tracing.correspondence import Correspondence
 from opifex.training.multilevel.transfer.tracing.index_maps import IndexMap, leaves
 from opifex.training.multilevel.transfer.tracing.program import Path, Value, named
@@ -54,12 +55,11 @@ def axes_behind(
     """
     name, settings, inputs = operation.name, operation.settings, operation.inputs
     if name == "dot_general":
-        (contract_l, contract_r), (batch_l, batch_r) = settings["dimension_numbers"]
+        _, (batch_l, batch_r) = settings["dimension_numbers"]
         left, right = inputs
         if axis < len(batch_l):
             return [(left, batch_l[axis]), (right, batch_r[axis])]
-        free_l = [a for a in range(left.ndim) if a not in (*contract_l, *batch_l)]
-        free_r = [a for a in range(right.ndim) if a not in (*contract_r, *batch_r)]
+        free_l, free_r = free_axes(operation)
         free = [*((left, a) for a in free_l), *((right, a) for a in free_r)]
         return [free[axis - len(batch_l)]]
     if name == "conv_general_dilated":
@@ -86,16 +86,12 @@ def axes_behind(
         return [(inputs[0], axes[min(number, len(axes) - 1)])]
     if name == "gather":
         numbers = settings["dimension_numbers"]
-        fixed = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-        window = [a for a in range(inputs[0].ndim) if a not in fixed]
         if axis not in numbers.offset_dims:
             raise UnfollowedError("entries of it are chosen by an index")
-        return [(inputs[0], window[list(numbers.offset_dims).index(axis)])]
+        return [(inputs[0], window_axes(operation)[list(numbers.offset_dims).index(axis)])]
     if name in ("scatter", "scatter-add"):
         numbers = settings["dimension_numbers"]
-        fixed = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-        window = [a for a in range(inputs[0].ndim) if a not in fixed]
-        update = numbers.update_window_dims[window.index(axis)]
+        update = numbers.update_window_dims[window_axes(operation).index(axis)]
         return [(inputs[0], axis), (inputs[2], update)]
     return [(i, axis - value.ndim + i.ndim) for i in inputs if axis - value.ndim + i.ndim >= 0]
 

@@ -78,10 +78,6 @@ class Correspondence:
     obstacles: list[str] = field(default_factory=list)
     constants: Constants = field(default_factory=Constants)
 
-    def tensor(self, value: Value) -> Tensor:
-        """The counterpart of a value of the fine program."""
-        return self.tensors[id(value)]
-
     def maps(self, value: Value) -> list[IndexMap]:
         """The maps of its axes."""
         found = self.tensors[id(value)].maps

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from opifex.training.multilevel.transfer.tracing.axis_roles import part_taken
 from opifex.training.multilevel.transfer.tracing.program import Operation, Value, named
 from opifex.training.multilevel.transfer.tracing.zeros_behind import (
     ImpossibleError,
@@ -123,18 +124,6 @@ class FactorsBehind(ZerosBehind):
 
 def _taken(user: Operation, value: Value, result: Value, mask: Mask) -> Mask:
     """What an operation that takes a part of an array takes of a mask; all of it, if it is none."""
-    full = np.broadcast_to(mask, value.shape)
-    if user.name == "slice":
-        bounds = zip(
-            user.settings["start_indices"],
-            user.settings["limit_indices"],
-            user.settings["strides"] or (1,) * value.ndim,
-            strict=True,
-        )
-        return full[tuple(slice(*of_axis) for of_axis in bounds)]
-    if user.name == "split":
-        number = next(n for n, part in enumerate(user.outputs) if part is result)
-        axis, sizes = user.settings["axis"], user.settings["sizes"]
-        start = sum(sizes[:number])
-        return np.take(full, np.arange(start, start + sizes[number]), axis)
+    if user.name in ("slice", "split"):
+        return np.broadcast_to(mask, value.shape)[part_taken(user, result)]
     return mask

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from opifex.training.multilevel.transfer.tracing.axis_roles import window_axes
 from opifex.training.multilevel.transfer.tracing.constants import Constants
 from opifex.training.multilevel.transfer.tracing.index_maps import (
     IndexMap,
@@ -59,9 +60,6 @@ class IndexingRules:
         if mine.settings["dimension_numbers"] != numbers:
             raise MapConflictError("the levels index in other ways")
         batch = numbers.operand_batching_dims
-        window = [
-            a for a in range(len(operand)) if a not in (*numbers.collapsed_slice_dims, *batch)
-        ]
         for a, i in zip(batch, numbers.start_indices_batching_dims, strict=True):
             unified(operand[a], indices[i])
         taken_maps: dict[int, IndexMap] = {}
@@ -94,7 +92,7 @@ class IndexingRules:
                 a, b = int(starts[0][0]), int(starts[1][0])
                 taken_maps[axis] = sliced(m, (a, a + size_c), (b, b + size_f))
         result: list[IndexMap] = []
-        rest, offsets = list(indices), iter(window)
+        rest, offsets = list(indices), iter(window_axes(other))
         for axis in range(other.outputs[0].ndim):
             if axis in numbers.offset_dims:
                 result.append(taken_maps[next(offsets)])
@@ -119,14 +117,15 @@ class IndexingRules:
         """Entries that are chosen by an index are replaced, or added to."""
         numbers = other.settings["dimension_numbers"]
         operand, _, updates = maps
-        fixed = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-        window = [axis for axis in range(len(operand)) if axis not in fixed]
+        window = window_axes(other)
         for axis, u in zip(window, numbers.update_window_dims, strict=True):
             if (operand[axis].coarse, operand[axis].fine) == (updates[u].coarse, updates[u].fine):
                 unified(operand[axis], updates[u])
             elif operand[axis].grows or updates[u].grows:
                 raise MapConflictError("a part of an axis that grows is replaced")
         others = [u for axis, u in enumerate(updates) if axis not in numbers.update_window_dims]
-        if any(u.grows for u in others) or any(operand[axis].grows for axis in fixed):
+        if any(u.grows for u in others) or any(
+            m.grows for axis, m in enumerate(operand) if axis not in window
+        ):
             raise MapConflictError("entries of an axis that grows are chosen by data")
         return [list(operand)]

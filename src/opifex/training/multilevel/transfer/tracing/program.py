@@ -160,8 +160,7 @@ class _Writer:
         """Append the operations of a jaxpr; the values of its results."""
         values: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
         for variable, constant in zip(jaxpr.constvars, constants, strict=True):
-            given = constant if isinstance(constant, Value) else None
-            values[variable] = given or Value(np.shape(constant), constant.dtype, constant=constant)
+            values[variable] = Value(np.shape(constant), constant.dtype, constant=constant)
 
         def read(atom: Any) -> Value:
             if isinstance(atom, Literal):

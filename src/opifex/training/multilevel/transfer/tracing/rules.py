@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from opifex.training.multilevel.transfer.tracing.axis_roles import free_axes
 from opifex.training.multilevel.transfer.tracing.correspondence import Correspondence, Need
 from opifex.training.multilevel.transfer.tracing.index_maps import (
     IndexMap,
@@ -166,9 +167,8 @@ class Rules(IndexingRules):
             unified(left[a], right[b])
         if any(left[a].grows for a in contract_l):
             self._need("contraction", other.outputs[0], contract_l, other.place)
-        free_l = [m for a, m in enumerate(left) if a not in (*contract_l, *batch_l)]
-        free_r = [m for a, m in enumerate(right) if a not in (*contract_r, *batch_r)]
-        return [[left[a] for a in batch_l] + free_l + free_r]
+        free_l, free_r = free_axes(other)
+        return [[left[a] for a in (*batch_l, *free_l)] + [right[a] for a in free_r]]
 
     def _convolution(self, mine: Any, other: Any, maps: Any) -> list[list[IndexMap]]:
         field_maps, kernel_maps = maps

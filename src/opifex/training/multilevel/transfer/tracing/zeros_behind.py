@@ -13,6 +13,11 @@ from typing import Any
 import numpy as np
 
 from opifex.training.multilevel.transfer.tracing.axes_behind import FORM
+from opifex.training.multilevel.transfer.tracing.axis_roles import (
+    free_axes,
+    part_taken,
+    window_axes,
+)
 from opifex.training.multilevel.transfer.tracing.correspondence import Correspondence
 from opifex.training.multilevel.transfer.tracing.index_maps import old_entries
 from opifex.training.multilevel.transfer.tracing.program import Path, Value, named, path_text
@@ -208,11 +213,10 @@ class ZerosBehind:
         return {path: mask}
 
     def _zero_dot_general(self, operation: Any, value: Value, mask: Mask) -> Zeros:
-        (contract_l, contract_r), (batch_l, batch_r) = operation.settings["dimension_numbers"]
+        _, (batch_l, batch_r) = operation.settings["dimension_numbers"]
         left, right = operation.inputs
         n = len(batch_l)
-        free_l = [a for a in range(left.ndim) if a not in (*contract_l, *batch_l)]
-        free_r = [a for a in range(right.ndim) if a not in (*contract_r, *batch_r)]
+        free_l, free_r = free_axes(operation)
 
         def of(operand: Value, batch: Any, free: Any, first: int) -> Mask:
             keep = [*range(n), *range(first, first + len(free))]
@@ -276,28 +280,16 @@ class ZerosBehind:
         mask = self._merged(mask, axis=tuple(a for a in range(value.ndim) if a not in kept))
         return self._zero(operand, self._repeated(mask, operand.shape, 0))
 
-    def _from_positions(self, operation: Any, value: Value, mask: Mask, index: Any) -> Zeros:
-        """Of an operation that takes some entries of its operand."""
+    def _zero_slice(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         operand = operation.inputs[0]
         full = np.zeros(operand.shape, bool)
-        full[index] = np.broadcast_to(mask, value.shape)
+        full[part_taken(operation, value)] = np.broadcast_to(mask, value.shape)
         return self._zero(operand, compressed(full))
 
-    def _zero_slice(self, operation: Any, value: Value, mask: Mask) -> Zeros:
-        starts, ends = operation.settings["start_indices"], operation.settings["limit_indices"]
-        steps = operation.settings["strides"] or (1,) * value.ndim
-        index = tuple(slice(*bounds) for bounds in zip(starts, ends, steps, strict=True))
-        return self._from_positions(operation, value, mask, index)
+    _zero_split = _zero_slice
 
     def _zero_rev(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         return self._zero(operation.inputs[0], np.flip(mask, operation.settings["dimensions"]))
-
-    def _zero_split(self, operation: Any, value: Value, mask: Mask) -> Zeros:
-        number = next(i for i, result in enumerate(operation.outputs) if result is value)
-        axis, sizes = operation.settings["axis"], operation.settings["sizes"]
-        start = sum(sizes[:number])
-        index = (slice(None),) * axis + (slice(start, start + sizes[number]),)
-        return self._from_positions(operation, value, mask, index)
 
     def _zero_concatenate(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         axis, start, wanted = operation.settings["dimension"], 0, []
@@ -340,13 +332,11 @@ class ZerosBehind:
 
     def _zero_gather(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         numbers, operand = operation.settings["dimension_numbers"], operation.inputs[0]
-        fixed = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-        window = [a for a in range(operand.ndim) if a not in fixed]
         reduced = self._merged(
             mask, axis=tuple(a for a in range(value.ndim) if a not in numbers.offset_dims)
         )
         shape = [1] * operand.ndim
-        for position, axis in enumerate(window):
+        for position, axis in enumerate(window_axes(operation)):
             if operation.settings["slice_sizes"][axis] != operand.shape[axis]:
                 reduced = self._merged(reduced, axis=position, keepdims=True)
             shape[axis] = reduced.shape[position]
@@ -355,9 +345,8 @@ class ZerosBehind:
     def _zero_scatter_add(self, operation: Any, value: Value, mask: Mask) -> Zeros:
         numbers = operation.settings["dimension_numbers"]
         operand, _, updates = operation.inputs
-        fixed = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-        window = [a for a in range(operand.ndim) if a not in fixed]
-        reduced = self._merged(mask, axis=fixed)
+        window = window_axes(operation)
+        reduced = self._merged(mask, axis=tuple(a for a in range(operand.ndim) if a not in window))
         shape = [1] * updates.ndim
         for position, (axis, u) in enumerate(zip(window, numbers.update_window_dims, strict=True)):
             if operand.shape[axis] != updates.shape[u]:
